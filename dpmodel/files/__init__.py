@@ -1,0 +1,1 @@
+"""Files: models, both ways, and the safe way of writing anything."""
