@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar, cast, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
-__all__ = ["MISSING", "Config", "Option", "at_least", "option", "positive"]
+__all__ = ["MISSING", "Config", "FrozenDict", "Option", "at_least", "option", "positive", "section"]
 
 C = TypeVar("C", bound="Config")
 
@@ -38,7 +38,20 @@ class Option:
     check: Callable[[Any], str | None] | None = None
     """Returns None for a legal value, else what a legal one would be ("a positive number")."""
     effect: str = "acts"
-    """"acts", or "ignored": accepted for the sake of existing inputs, with one warning that it has no effect."""
+    """"acts"; "ignored": accepted for the sake of existing inputs, with one warning that it has no effect;
+    "refused": known, but not offered by this version; only the default is accepted, `doc` says what to do instead."""
+    kinds: Callable[[], tuple[type[Config], ...]] | None = None
+    """For a nested section: the `Config`s it may be. More than one, or one with a `key`, are told apart by `type`."""
+    default_kind: str = ""
+    """The `type` of a nested section that names none; empty if it has to."""
+
+    def kind(self, data: Mapping[str, Any]) -> type[Config] | None:
+        """The `Config` that a nested section asks for; None if its `type` is unknown or missing."""
+        kinds = self.kinds() if self.kinds is not None else ()
+        if len(kinds) == 1 and not kinds[0].key:
+            return kinds[0]
+        name = data.get("type", self.default_kind)
+        return next((kind for kind in kinds if name == kind.key or name in kind.aliases), None)
 
 
 def option(
@@ -56,6 +69,19 @@ def option(
     return dataclasses.field(default=default, metadata={"option": info})
 
 
+def section(
+    kinds: Callable[[], tuple[type[Config], ...]],
+    doc: str = "",
+    *,
+    default: Any = MISSING,
+    default_kind: str = "",
+    effect: str = "acts",
+) -> Any:
+    """Declare a nested section: one `Config` out of `kinds()` (a function, so that registries may grow)."""
+    info = Option(doc=doc, effect=effect, kinds=kinds, default_kind=default_kind)
+    return dataclasses.field(default=default, metadata={"option": info})
+
+
 def positive(value: Any) -> str | None:
     """Check: a number above zero."""
     return None if value > 0 else "a number above 0"
@@ -66,7 +92,6 @@ def at_least(bound: float) -> Callable[[Any], str | None]:
     return lambda value: None if value >= bound else f"a number of at least {bound}"
 
 
-@dataclass_transform(field_specifiers=(option,), kw_only_default=True, frozen_default=True)
 class Config:
     """Base of all declared sections: a frozen, hashable, keyword-only dataclass.
 
@@ -76,6 +101,10 @@ class Config:
 
     key: ClassVar[str] = ""
     aliases: ClassVar[tuple[str, ...]] = ()
+
+    if TYPE_CHECKING:
+        # Not dataclass_transform: type checkers find a field's default only if it is passed by keyword.
+        def __init__(self, **options: Any) -> None: ...
 
     def __init_subclass__(cls, *, key: str | None = None, aliases: tuple[str, ...] = (), **rest: Any) -> None:
         super().__init_subclass__(**rest)
@@ -90,15 +119,19 @@ class Config:
 
     @classmethod
     def from_dict(cls: type[C], data: Mapping[str, Any]) -> C:
-        """Build from a normalised section; `type` is dropped, lists become tuples.
+        """Build from a normalised section; `type` is dropped, lists become tuples, sections become `Config`s.
 
-        Raises TypeError naming unknown keys (use `dpmodel.input` to validate what a user wrote).
+        Raises TypeError naming unknown keys, ValueError naming an unknown `type` (use `dpmodel.input` to validate
+        what a user wrote).
         """
         known = cls.options()
         unknown = sorted(data.keys() - known.keys() - {"type"})
         if unknown:
             raise TypeError(f"{cls.__name__} has no option {unknown}; it has {sorted(known)}")
-        return cls(**{name: freeze(value) for name, value in data.items() if name in known})
+        return cls(**{name: _nested(known[name], value) for name, value in data.items() if name in known})
+
+    def check(self) -> None:
+        """Raise InputError where options contradict each other. `dpmodel.input` calls it on every section."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: `type` (if there is one) and every option, tuples as lists."""
@@ -111,15 +144,47 @@ class Config:
         return cast(C, dataclasses.replace(cast(Any, self), **changes))
 
 
+class FrozenDict(dict[str, Any]):
+    """A dictionary that cannot be changed and can be hashed."""
+
+    def __hash__(self) -> int:  # type: ignore[override]  # dict declares __hash__ = None; this one never changes
+        return hash(frozenset(self.items()))
+
+    def _refuse(self, *args: Any, **options: Any) -> Any:
+        raise TypeError("the values of a Config cannot be changed; use config.replace(...)")
+
+    __setitem__ = __delitem__ = update = clear = pop = popitem = setdefault = __ior__ = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FrozenDict, (dict(self),)
+
+
+def _nested(field: dataclasses.Field[Any], value: Any) -> Any:
+    info: Option = field.metadata["option"] if "option" in field.metadata else Option(doc="")
+    if info.kinds is None or not isinstance(value, Mapping):
+        return freeze(value)
+    kind = info.kind(value)
+    if kind is None:
+        names = [k.key for k in info.kinds()]
+        raise ValueError(f"{field.name}: expected type to be one of {names}, got {value.get('type')!r}")
+    return kind.from_dict(value)
+
+
 def freeze(value: Any) -> Any:
-    """Lists to tuples, recursively; dictionaries are left as they are."""
-    return tuple(freeze(item) for item in value) if isinstance(value, list | tuple) else value
+    """Lists to tuples, dictionaries to `FrozenDict`s, recursively."""
+    if isinstance(value, list | tuple):
+        return tuple(freeze(item) for item in value)
+    if isinstance(value, dict):
+        return FrozenDict({str(name): freeze(item) for name, item in value.items()})
+    return value
 
 
 def thaw(value: Any) -> Any:
     """The inverse of `freeze`, and `Config`s to dictionaries."""
     if isinstance(value, Config):
         return value.to_dict()
+    if isinstance(value, dict):
+        return {name: thaw(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [thaw(item) for item in value]
     return value

@@ -1,0 +1,196 @@
+"""What has to fit together across options and sections, and the forms that options of several owners share."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from dpmodel.config import Config
+from dpmodel.errors import InputError
+from dpmodel.input.sections import AdamWConfig, InputFile, ModelConfig, TrainingConfig
+from dpmodel.input.values import show
+from dpmodel.nn.activation import activation
+from dpmodel.precision import PRECISIONS
+
+__all__ = ["check_all", "check_model", "notes"]
+
+
+def check_all(config: InputFile) -> None:
+    """Raise InputError for the first thing that does not fit."""
+    check_model(config.model)
+    _check_training(config.training)
+
+
+def notes(config: InputFile, given: dict[str, Any]) -> list[str]:
+    """What the log should say of defaults that people trip over. `given`: the file's own keys."""
+    out = []
+    if isinstance(config.optimizer, AdamWConfig) and "weight_decay" not in (given.get("optimizer") or {}):
+        out.append(f"optimizer.weight_decay: not given; AdamW's default {config.optimizer.weight_decay} is used")
+    training = config.training
+    if training.ckpt_keep_ratio is not None and training.max_ckpt_keep != 5:
+        out.append("training.ckpt_keep_ratio: overrides training.max_ckpt_keep")
+    data = training.training_data
+    if data.sys_probs is not None and data.auto_prob != "prob_sys_size":
+        out.append("training.training_data.sys_probs: overrides auto_prob")
+    return out
+
+
+# --- training -----------------------------------------------------------------------------------------
+
+
+def _check_training(training: TrainingConfig) -> None:
+    if training.numb_steps is None and training.numb_epoch is None:
+        raise InputError("training: expected numb_steps or numb_epoch, got neither; say how long to train")
+    if training.numb_steps is not None and training.numb_epoch is not None:
+        raise InputError("training: expected numb_steps or numb_epoch, got both; keep one")
+    if training.stat_file_mode == "read" and training.stat_file is None:
+        raise InputError('training.stat_file_mode: "read" needs training.stat_file, the file to read')
+    for name in ("training_data", "validation_data"):
+        data = getattr(training, name)
+        if data is None or isinstance(data.systems, str) or data.rglob_patterns is not None:
+            continue
+        for key in ("batch_size", "sys_probs"):
+            value = getattr(data, key)
+            # A listed folder may hold several systems: more values than entries can be right, fewer cannot.
+            if isinstance(value, tuple) and len(value) < len(data.systems):
+                count = f"{len(data.systems)} or more"
+                raise InputError(f"training.{name}.{key}: expected one value per system, {count}, got {len(value)}")
+
+
+# --- model --------------------------------------------------------------------------------------------
+
+
+def check_model(model: ModelConfig, path: str = "model") -> None:
+    """Raise InputError where options contradict the number of types or each other."""
+    ntypes = len(model.type_map)
+    _check_types(model.atom_exclude_types, ntypes, f"{path}.atom_exclude_types")
+    _check_types(model.pair_exclude_types, ntypes, f"{path}.pair_exclude_types")
+    for name in ("descriptor", "fitting_net"):
+        config = getattr(model, name)
+        for key, check in _FORMS.items():
+            if hasattr(config, key) and (expected := check(getattr(config, key))) is not None:
+                raise InputError(f"{path}.{name}.{key}: expected {expected}, got {show(getattr(config, key))}")
+    _check_descriptor(model.descriptor, ntypes, f"{path}.descriptor")
+    _check_fitting(model.fitting_net, ntypes, f"{path}.fitting_net")
+    for output, values in (model.preset_out_bias or {}).items():
+        here = f"{path}.preset_out_bias.{output}"
+        if not isinstance(values, tuple) or len(values) != ntypes:
+            raise InputError(
+                f"{here}: expected a list of {ntypes} values, one per type of type_map, got {show(values)}"
+            )
+        if not all(value is None or _numbers(value) for value in values):
+            raise InputError(f"{here}: expected a number, a list of numbers or null per type, got {show(values)}")
+
+
+def _numbers(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return bool(value) and all(_numbers(item) for item in value)
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_types(value: Any, ntypes: int, path: str) -> None:
+    for item in value:
+        if isinstance(item, tuple):
+            _check_types(item, ntypes, path)
+        elif not 0 <= item < ntypes:
+            raise InputError(
+                f"{path}: expected type indices from 0 to {ntypes - 1} (type_map has {ntypes}), got {item}"
+            )
+
+
+def _check_descriptor(config: Config, ntypes: int, path: str) -> None:
+    sel = getattr(config, "sel", None)
+    if isinstance(sel, tuple) and len(sel) != ntypes:
+        raise InputError(f"{path}.sel: expected {ntypes} numbers, one per type of type_map, got {len(sel)}")
+    _check_types(getattr(config, "exclude_types", ()), ntypes, f"{path}.exclude_types")
+    rcut, rcut_smth = getattr(config, "rcut", None), getattr(config, "rcut_smth", None)
+    if rcut is not None and rcut_smth is not None and rcut_smth >= rcut:
+        raise InputError(f"{path}.rcut_smth: expected a number below rcut ({rcut}), got {rcut_smth}")
+    neuron, axis = getattr(config, "neuron", ()), getattr(config, "axis_neuron", None)
+    if neuron and axis is not None and axis > neuron[-1]:
+        raise InputError(f"{path}.axis_neuron: expected at most {neuron[-1]}, the last width of neuron, got {axis}")
+
+
+def _check_fitting(config: Config, ntypes: int, path: str) -> None:
+    atom_ener = getattr(config, "atom_ener", ())
+    if atom_ener and len(atom_ener) != ntypes:
+        raise InputError(f"{path}.atom_ener: expected {ntypes} values, one per type of type_map, got {len(atom_ener)}")
+    default, count = getattr(config, "default_fparam", None), getattr(config, "numb_fparam", 0)
+    if default is not None and len(default) != count:
+        raise InputError(f"{path}.default_fparam: expected {count} numbers (numb_fparam), got {len(default)}")
+    trainable, neuron = getattr(config, "trainable", True), getattr(config, "neuron", ())
+    if isinstance(trainable, tuple) and len(trainable) != len(neuron) + 1:
+        raise InputError(
+            f"{path}.trainable: expected true, false, or {len(neuron) + 1} of them (hidden layers, then the last), "
+            f"got {show(trainable)}"
+        )
+
+
+# --- forms that descriptors and fitting nets share ----------------------------------------------------
+
+
+def _integer(value: Any, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def sel_form(value: Any) -> str | None:
+    """A capacity: integers, or "auto" and "auto:f", which the data resolve later."""
+    if isinstance(value, str):
+        form = re.fullmatch(r"auto(?::(.+))?", value)
+        try:
+            factor = float(form[1] or 1.1) if form else math.nan
+        except ValueError:
+            factor = math.nan
+        return (
+            None
+            if math.isfinite(factor) and factor > 0
+            else '"auto" or "auto:f" with a factor f above 0, as in "auto:1.1"'
+        )
+    fits = all(_integer(item, 0) for item in value) and any(value) if isinstance(value, tuple) else _integer(value, 1)
+    return None if fits else 'integers (neighbours per type), "auto" or "auto:f"'
+
+
+def _seed(value: Any) -> str | None:
+    items = value if isinstance(value, tuple) else () if value is None else (value,)
+    return None if all(_integer(item, 0) for item in items) else "an integer of at least 0, a list of them, or null"
+
+
+def _precision(value: Any) -> str | None:
+    known = ("default", *PRECISIONS)
+    return None if value in known else f"one of {', '.join(known)}"
+
+
+def _activation(value: Any) -> str | None:
+    try:
+        activation(value)
+    except (ValueError, AttributeError) as error:
+        return f"a known activation ({error})"
+    return None
+
+
+def _trainable(value: Any) -> str | None:
+    items = value if isinstance(value, tuple) else (value,)
+    return None if all(isinstance(item, bool) for item in items) else "true or false, or a list of them"
+
+
+def _widths(value: Any) -> str | None:
+    return None if all(_integer(item, 1) for item in value) else "integers above 0"
+
+
+def _per_type(value: Any) -> str | None:
+    fits = isinstance(value, tuple) and all(item is None or _numbers(item) for item in value)
+    return None if fits else "a list with a number or null per type"
+
+
+_FORMS: dict[str, Callable[[Any], str | None]] = {
+    "sel": sel_form,
+    "seed": _seed,
+    "precision": _precision,
+    "activation_function": _activation,
+    "trainable": _trainable,
+    "neuron": _widths,
+    "atom_ener": _per_type,
+}
+"""Options of the same name mean the same in every descriptor and fitting net."""

@@ -1,0 +1,119 @@
+"""What dargs finds wrong, in words a user can act on: path, expected, got, nearest known key."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from dargs.dargs import ArgumentError
+
+from dpmodel.config import Config, Option
+from dpmodel.errors import InputError
+from dpmodel.input.scope import FOREIGN_KEYS, instead_of
+from dpmodel.input.values import describe, hints, option_of, problem, show
+
+__all__ = ["explain"]
+
+
+def explain(error: ArgumentError, root: type[Config], data: Any) -> InputError:
+    """The InputError for what dargs found in `data`."""
+    parts = [part for part in error.path.split("/") if part]
+    found = re.search(r"key `(.*?)`", error.message or "")
+    if found is None:
+        return InputError(f"{'.'.join(parts) or 'input'}: {error.message}")
+    key, (cls, info, here) = found.group(1), _descend(root, data, parts)
+    path = ".".join([*parts, key])
+    if key == "type" and info is not None and info.kinds is not None and any(kind.key for kind in info.kinds()):
+        return _wrong_kind(".".join(parts), info, here)
+    if cls is None:
+        return InputError(f"{path}: {error.message}")
+    if (error.message or "").startswith("undefined key"):
+        return InputError(f"{path}: {_unknown(root, cls, info, here, parts, key)}")
+    hint, option = hints(cls)[key], option_of(cls, key)
+    if key not in here:
+        return InputError(f"{path}: missing; expected {describe(hint)} ({option.doc.rstrip('.')})")
+    value = here[key]
+    expected = problem(hint, option, cls.options()[key].default, value) or describe(hint)
+    if option.effect == "refused":
+        return InputError(
+            f"{path}: not available in this version, got {show(value)}. {option.doc} Accepted: {expected}, or no key"
+        )
+    hint_text = ""
+    if option.choices and isinstance(value, str):
+        close = difflib.get_close_matches(value, [c for c in option.choices if isinstance(c, str)], n=1)
+        hint_text = f'; did you mean "{close[0]}"?' if close else ""
+    return InputError(f"{path}: expected {expected}, got {show(value)}{hint_text}")
+
+
+def _descend(root: type[Config], data: Any, parts: list[str]) -> tuple[type[Config] | None, Option | None, Any]:
+    """(`Config`, declaration, data) of the section at `parts`; the `Config` is None where its `type` is wrong."""
+    cls: type[Config] | None = root
+    info: Option | None = None
+    for part in parts:
+        if cls is None:
+            break
+        info, data = option_of(cls, part), data[part]
+        cls = info.kind(data)
+    return cls, info, data
+
+
+def _wrong_kind(path: str, info: Option, here: dict[str, Any]) -> InputError:
+    known = [kind.key for kind in info.kinds()] if info.kinds is not None else []
+    listed = ", ".join(show(name) for name in known)
+    if "type" not in here:
+        return InputError(f"{path}.type: missing; expected one of {listed}")
+    value = here["type"]
+    if not isinstance(value, str):
+        return InputError(f"{path}.type: expected one of {listed}, got {show(value)}")
+    why = instead_of(path, value)
+    if why is not None:
+        return InputError(
+            f"{path}.type: {show(value)} is not available in this version{why and f': {why}'}. Available: {listed}"
+        )
+    names = known + [alias for kind in (info.kinds() if info.kinds is not None else ()) for alias in kind.aliases]
+    folded = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(value.lower(), list(folded), n=1)
+    suffix = f"; did you mean {show(folded[close[0]])}?" if close else ""
+    return InputError(f"{path}.type: expected one of {listed}, got {show(value)}{suffix}")
+
+
+def _unknown(
+    root: type[Config], cls: type[Config], info: Option | None, here: dict[str, Any], parts: list[str], key: str
+) -> str:
+    """What to say of a key that its section does not have."""
+    names = list(cls.options()) + (["type"] if cls.key else [])
+    spellings = {alias: name for name in cls.options() for alias in option_of(cls, name).aliases}
+    if key in spellings:
+        return f'another spelling of "{spellings[key]}", which is given as well; keep one'
+    says = ["unknown key"]
+    close = difflib.get_close_matches(key, [*names, *spellings], n=1)
+    if close:
+        says.append(f'did you mean "{close[0]}"?')
+    elsewhere = [place for place, kind in _places(root) if place != (".".join(parts), cls.key) and _has(kind, key)]
+    if elsewhere:
+        says.append(f'"{key}" belongs to {" or to ".join(_place(*place) for place in dict.fromkeys(elsewhere))}')
+    elif key in FOREIGN_KEYS:
+        says.append(f"it belongs to {FOREIGN_KEYS[key]}, not available in this version")
+    elif not close:
+        offered = [name for name in names if name == "type" or option_of(cls, name).effect != "refused"]
+        says.append(f"known here: {', '.join(offered)}")
+    return "; ".join(says)
+
+
+def _place(path: str, kind: str) -> str:
+    return f'{path} of type "{kind}"' if kind else path or "the top level"
+
+
+def _has(cls: type[Config], key: str) -> bool:
+    return any(key == name or key in option_of(cls, name).aliases for name in cls.options())
+
+
+def _places(cls: type[Config], path: str = "") -> Iterator[tuple[tuple[str, str], type[Config]]]:
+    """((path, type), `Config`) of every section of the format."""
+    yield (path, cls.key), cls
+    for name in cls.options():
+        info = option_of(cls, name)
+        for kind in info.kinds() if info.kinds is not None else ():
+            yield from _places(kind, f"{path}.{name}".lstrip("."))

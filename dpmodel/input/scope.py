@@ -1,0 +1,88 @@
+"""What the input format knows and this version does not offer, with what to use instead.
+
+Single keys are declared where they belong (`effect="refused"`); here are the kinds: values of `type`, and keys
+that only such kinds have.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dpmodel.errors import InputError
+
+__all__ = ["FOREIGN_KEYS", "instead_of", "refuse_multi_task"]
+
+_DPA4 = "DPA4 (SeZM) is out of scope; use another descriptor of the list"
+_MORE = ""
+_TF = "it is TensorFlow's alone; use "
+
+_KINDS: dict[str, dict[str, str]] = {
+    "model.descriptor": {
+        **dict.fromkeys(
+            ("se_e2_r", "se_r", "se_e3", "se_at", "se_a_3be", "se_t", "se_e3_tebd", "se_atten", "dpa1", "se_atten_v2",
+             "dpa2", "dpa3", "hybrid"), _MORE,
+        ),
+        **dict.fromkeys(("dpa4", "DPA4", "SeZM", "sezm"), _DPA4),
+        **dict.fromkeys(("se_a_tpe", "se_a_ebd", "se_a_ebd_v2", "se_a_mask", "loc_frame"), _TF + "se_e2_a"),
+    },
+    "model.fitting_net": {
+        **dict.fromkeys(("dos", "property", "polar", "dipole"), _MORE),
+        **dict.fromkeys(("dpa4_ener", "sezm_ener"), "DPA4 (SeZM) is out of scope; use ener"),
+        "population": "charge populations are out of scope; use ener for energies",
+    },
+    "model": {
+        **dict.fromkeys(("linear_ener", "pairtab"), _MORE),
+        **dict.fromkeys(("dpa4", "DPA4", "SeZM", "sezm"), "DPA4 (SeZM) is out of scope; use a standard model"),
+        "frozen": "a frozen model cannot be part of an input; load it with dpmodel.load, or train a standard model",
+        "pairwise_dprc": _TF + "a standard model",
+    },
+    "loss": {
+        **dict.fromkeys(("ener_spin", "dos", "tensor", "property"), _MORE),
+        "dens": "denoising is out of scope; use ener",
+        "denoise": "denoising is out of scope; use ener",
+        "population": "charge populations are out of scope; use ener for energies",
+    },
+    "optimizer": dict.fromkeys(("LKF", "AdaMuon", "HybridMuon"), _MORE),
+}  # fmt: skip
+
+FOREIGN_KEYS: dict[str, str] = {
+    **dict.fromkeys(
+        ("kf_blocksize", "kf_start_pref_e", "kf_limit_pref_e", "kf_start_pref_f", "kf_limit_pref_f"),
+        "the optimizer LKF",
+    ),
+    **dict.fromkeys(
+        ("momentum", "muon_momentum", "lr_adjust", "lr_adjust_coeff", "muon_mode", "muon_2d_only", "min_2d_dim",
+         "enable_gram", "flash_muon", "magma_muon"), "the Muon optimizers",
+    ),
+    **dict.fromkeys(("lora", "bridging_method", "bridging_r_inner", "bridging_r_outer"), "DPA4 models (out of scope)"),
+    **dict.fromkeys(("use_compile", "enable_tf32"), "DPA4 models (out of scope)"),
+    **dict.fromkeys(("models", "weights"), "linear models"),
+    "tab_file": "pair-table models",
+    "model_file": "frozen models (out of scope)",
+}  # fmt: skip
+"""Keys that only kinds have which this version does not offer, and what they belong to."""
+
+
+def instead_of(path: str, kind: str) -> str | None:
+    """Why the kind `kind` of section `path` is not offered, "" if there is no more to say; None if the format does not
+    know it either."""
+    return _KINDS.get(path, {}).get(kind)
+
+
+def refuse_multi_task(data: dict[str, Any]) -> None:
+    """Raise InputError if the input asks for several tasks."""
+    model, training = data.get("model"), data.get("training")
+    found = None
+    if isinstance(model, dict) and "model_dict" in model:
+        found = "model.model_dict"
+    elif data.get("loss_dict"):
+        found = "loss_dict"
+    elif isinstance(training, dict):
+        found = next(
+            (f"training.{key}" for key in ("data_dict", "model_prob", "num_epoch_dict") if training.get(key)), None
+        )
+    if found:
+        raise InputError(
+            f"{found}: multi-task training is not available in this version; write one input per task, with "
+            "model.descriptor, model.fitting_net, loss and training.training_data"
+        )
