@@ -22,18 +22,18 @@ import datetime
 import json
 import os
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from dpmodel import __version__
 from dpmodel.errors import ModelFileError
 from dpmodel.files.hdf5 import MAGIC, check_dtype, open_hdf5, read_dataset, text_attribute, write_hdf5
 from dpmodel.files.text import parse_text, write_text
 
-__all__ = ["SUFFIXES", "library_version", "load_tree", "read_tree", "store_tree", "with_provenance", "write_tree"]
+__all__ = ["SUFFIXES", "load_tree", "read_tree", "store_tree", "with_provenance", "write_tree"]
 
 SUFFIXES = {".dp": "HDF5", ".hlo": "HDF5", ".yaml": "YAML", ".yml": "YAML", ".json": "JSON"}
 
@@ -96,16 +96,9 @@ def with_provenance(tree: Mapping[str, Any], provenance: Mapping[str, Any] | Non
         raise ModelFileError("a model file is a dictionary with the key 'model'; this tree has none")
     now = str(datetime.datetime.now(datetime.UTC))
     former = tree.get("dpmodel")
-    own = {**(former if isinstance(former, Mapping) else {}), "version": library_version(), "time": now, **(provenance or {})}
-    return {"software": "dpmodel", "version": library_version(), "time": now, **tree, "dpmodel": own}
-
-
-def library_version() -> str:
-    """The installed version of this library, "unknown" where it is not installed."""
-    try:
-        return version("dpmodel")
-    except PackageNotFoundError:
-        return "unknown"
+    kept = former if isinstance(former, Mapping) else {}
+    own = {**kept, "version": __version__, "time": now, **(provenance or {})}
+    return {"software": "dpmodel", "version": __version__, "time": now, **tree, "dpmodel": own}
 
 
 # --- HDF5 -------------------------------------------------------------------------------------------------
@@ -138,7 +131,9 @@ def load_tree(file: h5py.File, path: Path) -> dict[str, Any]:
     try:
         plain = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ModelFileError(f"{path}: the attribute 'json' is not JSON ({error}); copy or convert the file again") from error
+        raise ModelFileError(
+            f"{path}: the attribute 'json' is not JSON ({error}); copy or convert the file again"
+        ) from error
     if not isinstance(plain, dict):
         raise ModelFileError(f"{path}: the attribute 'json' should be a dictionary, it is a {type(plain).__name__}")
 
@@ -174,14 +169,18 @@ def _arrays_only(value: Any, where: str, variables: bool = False) -> Any:
         for key in value:
             if not isinstance(key, str):
                 raise ModelFileError(f"{where}: keys must be text, not {key!r} ({type(key).__name__})")
-        return {key: _arrays_only(item, f"{where}/{key}", variables or key == "@variables") for key, item in value.items()}
+        return {
+            key: _arrays_only(item, f"{where}/{key}", variables or key == "@variables") for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [_arrays_only(item, f"{where}/{k}", variables) for k, item in enumerate(value)]
     if value is None:
         return None
     if variables:
         if isinstance(value, str):
-            raise ModelFileError(f"{where}: below '@variables' only numbers and arrays are stored, not the text {value!r}")
+            raise ModelFileError(
+                f"{where}: below '@variables' only numbers and arrays are stored, not the text {value!r}"
+            )
         if isinstance(value, bytes):
             value = np.void(value)
         array = check_dtype(value, where)

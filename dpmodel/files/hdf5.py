@@ -24,7 +24,13 @@ __all__ = ["DTYPES", "MAGIC", "check_dtype", "open_hdf5", "read_dataset", "text_
 MAGIC = b"\x89HDF\r\n\x1a\n"
 """The first bytes of an HDF5 file."""
 
-DTYPES = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)), "float16", "float32", "float64")
+DTYPES = (
+    "bool",
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    "float16",
+    "float32",
+    "float64",
+)
 """What an array in a file may consist of (besides opaque bytes in HDF5)."""
 
 FAULTS = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, AttributeError)
@@ -95,7 +101,9 @@ def read_dataset(group: h5py.Group, name: str, where: str) -> np.ndarray | np.ge
         raise ModelFileError(f"{where}: the file has no dataset {name!r}. It is incomplete; copy or convert it again.")
     dataset = group[name]
     if dataset.external or dataset.is_virtual:
-        raise ModelFileError(f"{where}: the dataset {name!r} points to another file; all data must be in the file itself")
+        raise ModelFileError(
+            f"{where}: the dataset {name!r} points to another file; all data must be in the file itself"
+        )
     if dataset.shape is None:
         raise ModelFileError(f"{where}: the dataset {name!r} is empty; an array was expected")
     if dataset.chunks is None and dataset.id.get_storage_size() < dataset.size * dataset.dtype.itemsize:

@@ -40,7 +40,9 @@ class _Dumper(_SafeDumper):
 
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+        list("-+.0123456789"),
     )
 
 
@@ -50,7 +52,9 @@ def parse_text(path: Path, form: str) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         tree = json.loads(text) if form == "JSON" else yaml.load(text, Loader=_Loader)
         if not isinstance(tree, dict):
-            raise ModelFileError(f"{path} should hold a dictionary with the key 'model', it holds a {type(tree).__name__}")
+            raise ModelFileError(
+                f"{path} should hold a dictionary with the key 'model', it holds a {type(tree).__name__}"
+            )
         # An element takes at least one character, unless aliases repeat it; a small file must not fill the memory.
         return _decode(tree, str(path), _Budget(1_000_000 + 10 * len(text)))
     except OSError as error:
@@ -60,7 +64,9 @@ def parse_text(path: Path, form: str) -> dict[str, Any]:
     except ModelFileError:
         raise
     except (ValueError, yaml.YAMLError) as error:
-        raise ModelFileError(f"{path} is not {form} ({error}). It is damaged or another kind of file; copy it again.") from error
+        raise ModelFileError(
+            f"{path} is not {form} ({error}). It is damaged or another kind of file; copy it again."
+        ) from error
 
 
 def write_text(path: Path, tree: dict[str, Any], form: str) -> None:
@@ -119,7 +125,9 @@ def _decode_array(value: dict[str, Any], where: str, budget: _Budget) -> np.ndar
     try:
         raw = np.asarray(data)
     except ValueError as error:
-        raise ModelFileError(f"{where}: the lists of an array must have equal lengths at each level ({error})") from error
+        raise ModelFileError(
+            f"{where}: the lists of an array must have equal lengths at each level ({error})"
+        ) from error
     allowed = {"b": "b", "i": "iu", "u": "iu", "f": "fiu"}[np.dtype(name).kind]
     if raw.size and raw.dtype.kind not in allowed:
         raise ModelFileError(f"{where}: the values of an array do not fit its dtype {name}: they are {raw.dtype.name}")
@@ -127,7 +135,9 @@ def _decode_array(value: dict[str, Any], where: str, budget: _Budget) -> np.ndar
         array = np.asarray(data, dtype=name)
         array = array.reshape(value["shape"]) if "shape" in value else array
     except (ValueError, TypeError, OverflowError) as error:
-        raise ModelFileError(f"{where}: the values of an array do not fit its dtype {name} or its shape ({error})") from error
+        raise ModelFileError(
+            f"{where}: the values of an array do not fit its dtype {name} or its shape ({error})"
+        ) from error
     return array[()] if array.ndim == 0 else array
 
 

@@ -105,14 +105,23 @@ def test_new_file_says_who_wrote_it(tmp_path: Path) -> None:
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
-NUMBERS = st.integers() | st.floats() | st.booleans() | st.sampled_from([1e-17, 5e-324, -0.0, 1e22, 1.7976931348623157e308])
+NUMBERS = (
+    st.integers() | st.floats() | st.booleans() | st.sampled_from([1e-17, 5e-324, -0.0, 1e22, 1.7976931348623157e308])
+)
 PLAIN = st.recursive(
-    st.none() | TEXT | NUMBERS | st.sampled_from(["No", "on", "1e5", "1e-17", "1_0", "=", "null", "1:30", "2020-01-01", "~"]),
-    lambda leaf: st.lists(leaf, max_size=3) | st.dictionaries(TEXT.filter(lambda key: key[:1] != "@"), leaf, max_size=3),
+    st.none()
+    | TEXT
+    | NUMBERS
+    | st.sampled_from(["No", "on", "1e5", "1e-17", "1_0", "=", "null", "1:30", "2020-01-01", "~"]),
+    lambda leaf: (
+        st.lists(leaf, max_size=3) | st.dictionaries(TEXT.filter(lambda key: key[:1] != "@"), leaf, max_size=3)
+    ),
     max_leaves=8,
 )
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3)
-ARRAYS = st.sampled_from(DTYPES).flatmap(lambda dtype: hnp.arrays(dtype, SHAPES)).map(lambda a: a[()] if a.ndim == 0 else a)
+ARRAYS = (
+    st.sampled_from(DTYPES).flatmap(lambda dtype: hnp.arrays(dtype, SHAPES)).map(lambda a: a[()] if a.ndim == 0 else a)
+)
 VARIABLES = st.recursive(
     st.none() | ARRAYS, lambda leaf: st.lists(leaf, max_size=3) | st.dictionaries(TEXT, leaf, max_size=3), max_leaves=6
 )
@@ -186,15 +195,31 @@ TEXTS = {
     "no-model": ("m.json", '{"a": 1}', "key 'model'"),
     "paddle": ("m.json", '{"base_code": {"magic": "pir"}, "program": {}}', "Paddle"),
     "code": ("m.yaml", "model: !!python/object/apply:os.system ['echo']", "not YAML"),
-    "ragged": ("m.json", json.dumps({"model": {"@variables": {"w": {**ARRAY, "value": [[1.0], [1.0, 2.0]]}}}}), "equal lengths"),
+    "ragged": (
+        "m.json",
+        json.dumps({"model": {"@variables": {"w": {**ARRAY, "value": [[1.0], [1.0, 2.0]]}}}}),
+        "equal lengths",
+    ),
     "object": ("m.json", json.dumps({"model": {"w": {**ARRAY, "dtype": "object", "value": [1]}}}), "dtype"),
     "none": ("m.json", json.dumps({"model": {"@variables": {"w": {**ARRAY, "value": [None]}}}}), "do not fit"),
-    "fraction": ("m.json", json.dumps({"model": {"@variables": {"w": {**ARRAY, "dtype": "int64", "value": [1.5]}}}}), "fit"),
-    "overflow": ("m.json", json.dumps({"model": {"@variables": {"w": {**ARRAY, "dtype": "int8", "value": [300]}}}}), "fit"),
+    "fraction": (
+        "m.json",
+        json.dumps({"model": {"@variables": {"w": {**ARRAY, "dtype": "int64", "value": [1.5]}}}}),
+        "fit",
+    ),
+    "overflow": (
+        "m.json",
+        json.dumps({"model": {"@variables": {"w": {**ARRAY, "dtype": "int8", "value": [300]}}}}),
+        "fit",
+    ),
     "shape": ("m.json", json.dumps({"model": {"@variables": {"w": {**ARRAY, "value": [], "shape": [2, 3]}}}}), "shape"),
     "text": ("m.json", json.dumps({"model": {"@variables": {"w": "/variable_0000"}}}), "only numbers"),
     "deep": ("m.json", '{"model": ' + "[" * 100_000, "nested too deeply"),
-    "bomb": ("m.yaml", "model:\n  a0: &a0 [x]\n" + "".join(f"  a{k + 1}: &a{k + 1} [{f'*a{k}, ' * 9}]\n" for k in range(9)), "unfolds"),
+    "bomb": (
+        "m.yaml",
+        "model:\n  a0: &a0 [x]\n" + "".join(f"  a{k + 1}: &a{k + 1} [{f'*a{k}, ' * 9}]\n" for k in range(9)),
+        "unfolds",
+    ),
     "loop": ("m.yaml", "model: &a [*a]", "nested too deeply|unfolds"),
     "keys": ("m.yaml", "model: {1: 2}", "keys must be text"),
     "latin": ("m.yaml", b"model: \xff\xfe", "not YAML"),
