@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["atomic_symlink", "atomic_write"]
+__all__ = ["atomic_symlink", "atomic_write", "remove_leftovers"]
 
 
 def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
@@ -62,6 +63,18 @@ def atomic_symlink(path: str | os.PathLike[str], target: str | os.PathLike[str])
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise _explained(error, path) from error
+
+
+def remove_leftovers(folder: Path, name: str) -> None:
+    """Remove the temporary files that killed writers left in `folder` for files whose name matches the regex `name`.
+
+    For names that only one process writes: another one's file in progress looks the same. Failures are ignored.
+    """
+    pattern = re.compile(rf"\.{name}\.[0-9a-f]{{8}}\.tmp")
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if pattern.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
 
 def _temporary(path: Path) -> Path:

@@ -1,0 +1,1 @@
+"""Backends beyond NumPy, imported as `dpmodel.backends`. Each is a bridge and a table of faster overrides."""

@@ -1,0 +1,73 @@
+"""The JAX backend: jitted evaluation with derivatives."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from dpmodel.backend import Evaluator
+from dpmodel.errors import BackendError
+from dpmodel.geometry.padding import Sizes, bucket_sizes, pad_graph
+from dpmodel.graph import Graph
+from dpmodel.models import Model, predict
+
+from .bridge import double_precision, from_jax, graph_to_jax, jax_gradient, to_jax
+from .overrides import OVERRIDES
+
+__all__ = ["BACKEND", "OVERRIDES", "JaxBackend", "JaxEvaluator"]
+
+
+def _predict(model: Any, graph: Graph, forces: bool, atomic: bool) -> dict[str, jax.Array]:
+    return predict(model, graph, jax_gradient if forces else None, atomic_virial=atomic)
+
+
+class JaxEvaluator:
+    """A model as a pytree and a jitted function; sizes are padded to buckets, so new systems rarely compile anew."""
+
+    def __init__(self, model: Model, device: Any) -> None:
+        self.device = device
+        self._sizes: Sizes | None = None
+        self._run = jax.jit(_predict, static_argnums=(2, 3))
+        with double_precision():
+            self._model = to_jax(model, device=device, overrides=OVERRIDES)
+
+    def __call__(self, graph: Graph, *, forces: bool, atomic: bool) -> dict[str, np.ndarray]:
+        """See `dpmodel.backend.Evaluator`."""
+        n, f = graph.frame.shape[0], graph.natoms.shape[0]
+        self._sizes = bucket_sizes(graph, self._sizes)
+        with double_precision():
+            padded = graph_to_jax(pad_graph(graph, self._sizes), self.device)
+            outputs = self._run(self._model, padded, forces, atomic)
+        frames = {"virial", self._model.output().reduced}
+        return {key: np.array(value[: f if key in frames else n]) for key, value in outputs.items()}
+
+    def compilations(self) -> int:
+        """How many shapes have been compiled so far."""
+        return int(self._run._cache_size())
+
+    def model(self) -> Model:
+        """The model with NumPy arrays."""
+        plain: Any = from_jax(self._model)
+        return plain
+
+
+class JaxBackend:
+    """JAX."""
+
+    name: ClassVar[str] = "jax"
+    has_gradients: ClassVar[bool] = True
+
+    def evaluator(self, model: Model, *, device: str | None = None, compile: bool = False) -> Evaluator:
+        """See `Backend.evaluator`."""
+        if compile:
+            raise BackendError("backend='jax' always compiles (jit); leave compile out")
+        try:
+            chosen = None if device is None else jax.devices(device.replace("cuda", "gpu").partition(":")[0])[0]
+        except RuntimeError as problem:
+            raise BackendError(f"device {device!r} is not available to JAX: {problem}") from problem
+        return JaxEvaluator(model, chosen)
+
+
+BACKEND = JaxBackend()

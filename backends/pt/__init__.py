@@ -1,0 +1,71 @@
+"""The PyTorch backend: evaluation and training, eager."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from dpmodel.backend import Evaluator
+from dpmodel.errors import BackendError
+from dpmodel.graph import Graph
+from dpmodel.models import Model, predict
+
+from .bridge import Overrides, from_torch, graph_to_torch, override_table, to_torch, torch_gradient
+from .overrides import OVERRIDES
+
+__all__ = ["BACKEND", "OVERRIDES", "TorchBackend", "TorchEvaluator", "pick_device"]
+
+
+def pick_device(device: str | None) -> torch.device:
+    """The device of that name; None: CUDA where there is one, else the CPU. Raises BackendError."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as problem:
+        raise BackendError(f"device {device!r} is not available to torch: {problem}".splitlines()[0]) from problem
+    return chosen
+
+
+class TorchEvaluator:
+    """A model as a torch module, ready to evaluate."""
+
+    def __init__(self, model: Model, device: torch.device, overrides: Overrides) -> None:
+        self.device = device
+        self.module = to_torch(model, device=device, overrides=overrides).eval().requires_grad_(False)
+
+    def __call__(self, graph: Graph, *, forces: bool, atomic: bool) -> dict[str, np.ndarray]:
+        """See `dpmodel.backend.Evaluator`."""
+        inputs = graph_to_torch(graph, self.device)
+        with torch.no_grad():
+            outputs = self.run(inputs, forces, atomic)
+        return {key: value.detach().cpu().numpy() for key, value in outputs.items()}
+
+    def run(self, graph: Graph, forces: bool, atomic: bool) -> dict[str, torch.Tensor]:
+        """Outputs for a graph of tensors."""
+        return predict(self.module, graph, torch_gradient if forces else None, atomic_virial=atomic)
+
+    def model(self) -> Model:
+        """The model with NumPy arrays."""
+        plain: Any = from_torch(self.module)
+        return plain
+
+
+class TorchBackend:
+    """PyTorch, eager."""
+
+    name: ClassVar[str] = "pt"
+    has_gradients: ClassVar[bool] = True
+    overrides: ClassVar[Overrides] = override_table(OVERRIDES)
+
+    def evaluator(self, model: Model, *, device: str | None = None, compile: bool = False) -> Evaluator:
+        """See `Backend.evaluator`."""
+        if compile:
+            raise BackendError("compile=True needs backend='pt_expt'; backend='pt' runs eagerly")
+        return TorchEvaluator(model, pick_device(device), self.overrides)
+
+
+BACKEND = TorchBackend()

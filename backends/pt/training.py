@@ -1,0 +1,120 @@
+"""The training step on PyTorch: what the one loop of `dpmodel.training` asks of a backend."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from dpmodel.errors import InputError
+from dpmodel.graph import Graph
+from dpmodel.models import Model, predict
+from dpmodel.training.stepper import Loss, NonFiniteError, OptimizerState
+
+from .bridge import Overrides, from_torch, graph_to_torch, to_torch, torch_gradient
+
+__all__ = ["TorchStepper"]
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class TorchStepper:
+    """A model, its loss and its optimizer (see `dpmodel.training.stepper.Stepper`)."""
+
+    def __init__(
+        self, model: Model, loss: Loss, optimizer: Any, *, device: torch.device, overrides: Overrides, gradient_max_norm: float | None
+    ) -> None:
+        self.device = device
+        self.loss = loss
+        self.max_norm = gradient_max_norm if gradient_max_norm and gradient_max_norm > 0 else None
+        self.module = to_torch(model, device=device, overrides=overrides)
+        self._trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        if not self._trained:
+            raise InputError("nothing to train: every part of the model has trainable = false")
+        self.optimizer = _make_optimizer(optimizer, list(self._trained.values()))
+
+    def step(self, graph: Graph, labels: Mapping[str, np.ndarray], found: Mapping[str, float], lr: float) -> Callable[[], dict[str, float]]:
+        """One update with learning rate `lr`. The returned function reads the metrics of the batch before the update."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, metrics = self._loss(graph, labels, found, lr, create_graph=True)
+        loss.backward()
+        self._check_and_clip(loss)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        return lambda: {key: float(value) for key, value in metrics.items()}
+
+    def measure(self, graph: Graph, labels: Mapping[str, np.ndarray], found: Mapping[str, float], lr: float) -> dict[str, float]:
+        """The metrics of a batch, without an update."""
+        _, metrics = self._loss(graph, labels, found, lr, create_graph=False)
+        return {key: float(value) for key, value in metrics.items()}
+
+    def predict(self, graph: Graph) -> dict[str, np.ndarray]:
+        """Outputs of the current model for a graph, without derivatives."""
+        with torch.no_grad():
+            outputs = self.module(graph_to_torch(graph, self.device))
+        return {key: value.cpu().numpy() for key, value in outputs.items()}
+
+    def model(self) -> Model:
+        """The model as it now is, with NumPy arrays."""
+        plain: Any = from_torch(self.module)
+        return plain
+
+    def optimizer_state(self) -> OptimizerState:
+        """Moments and step counts by parameter path; empty before the first step."""
+        state: OptimizerState = {name: {} for name in (*_MOMENTS, "step")}
+        for path, p in self._trained.items():
+            slots = self.optimizer.state.get(p, {})
+            if slots:
+                state["step"][path] = np.asarray(float(slots["step"]))
+                state.update({name: {**state[name], path: slots[name].cpu().numpy().copy()} for name in _MOMENTS})
+        return state
+
+    def load_optimizer_state(self, state: OptimizerState) -> None:
+        """The inverse. Raises InputError where names or shapes do not fit."""
+        for path, p in self._trained.items():
+            if path not in state["step"]:
+                continue
+            slots = {name: torch.as_tensor(np.array(state[name][path]), device=self.device, dtype=p.dtype) for name in _MOMENTS}
+            for name, value in slots.items():
+                if value.shape != p.shape:
+                    raise InputError(f"optimizer state {name} of {path}: expected shape {tuple(p.shape)}, got {tuple(value.shape)}")
+            self.optimizer.state[p] = {"step": torch.tensor(float(state["step"][path])), **slots}
+
+    def _loss(
+        self, graph: Graph, labels: Mapping[str, np.ndarray], found: Mapping[str, float], lr: float, *, create_graph: bool
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        inputs = graph_to_torch(graph, self.device)
+        targets = {key: torch.as_tensor(value, device=self.device) for key, value in labels.items()}
+        gradient = functools.partial(torch_gradient, create_graph=create_graph) if self.loss.needs_derivatives else None
+        with torch.set_grad_enabled(create_graph):
+            prediction = predict(self.module, inputs, gradient)
+            return self.loss(prediction, targets, dict(found), inputs, lr)
+
+    def _check_and_clip(self, loss: torch.Tensor) -> None:
+        """Scale gradients down to the largest allowed norm; refuse to go on with NaN or infinite ones.
+
+        The norm is c ||g / c|| with c = max |g|, in float64, so that it neither overflows nor vanishes.
+        """
+        gradients = {name: p.grad for name, p in self._trained.items() if p.grad is not None}
+        largest = torch.stack([g.abs().max() for g in gradients.values() if g.numel()]).max().double()
+        if not bool(torch.isfinite(largest)):
+            bad = [name for name, g in gradients.items() if not bool(torch.isfinite(g).all())]
+            raise NonFiniteError(f"the gradient is not finite (loss {float(loss.detach()):g}) in {', '.join(bad[:8])}")
+        if self.max_norm is None:
+            return
+        scale = largest if float(largest) > 0 else torch.ones_like(largest)
+        norm = scale * torch.sqrt(sum(((g.double() / scale) ** 2).sum() for g in gradients.values()))
+        factor = torch.clamp(self.max_norm / (norm + 1e-6), max=1.0)
+        for g in gradients.values():
+            g.mul_(factor.to(g.dtype))
+
+
+def _make_optimizer(config: Any, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """The torch optimizer of an `optimizer` section (Kingma and Ba 2015; Loshchilov and Hutter 2019)."""
+    kinds = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
+    betas = (config.adam_beta1, config.adam_beta2)
+    return kinds[config.key](parameters, lr=1.0, betas=betas, eps=1e-8, weight_decay=config.weight_decay, fused=True)

@@ -1,0 +1,54 @@
+"""The exportable PyTorch backend: the same bridge, its own overrides, compiled evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+
+from dpmodel.backend import Evaluator
+from dpmodel.graph import Graph
+from dpmodel.models import Model
+from dpmodel.op import Op
+
+from ..pt import TorchEvaluator, pick_device
+from ..pt.bridge import Overrides, override_table
+from .compile import CompiledLower
+
+__all__ = ["BACKEND", "OVERRIDES", "CompiledEvaluator", "ExportableBackend"]
+
+OVERRIDES: Mapping[type[Op], type[Op]] = {}
+"""Methods that trace and compile well. The eager overrides of `pt` are not stacked below: what is traced is the reference."""
+
+
+class CompiledEvaluator(TorchEvaluator):
+    """A model whose evaluation is compiled on first use."""
+
+    def __init__(self, model: Model, device: torch.device, overrides: Overrides) -> None:
+        super().__init__(model, device, overrides)
+        self._lower = CompiledLower(self.module)
+
+    def run(self, graph: Graph, forces: bool, atomic: bool) -> dict[str, torch.Tensor]:
+        """See `TorchEvaluator.run`."""
+        return self._lower(graph, forces=forces, atomic=atomic)
+
+    def compilations(self) -> int:
+        """How many graphs were compiled so far."""
+        return self._lower.compilations()
+
+
+class ExportableBackend:
+    """PyTorch, traced and compiled on request."""
+
+    name: ClassVar[str] = "pt_expt"
+    has_gradients: ClassVar[bool] = True
+    overrides: ClassVar[Overrides] = override_table(OVERRIDES)
+
+    def evaluator(self, model: Model, *, device: str | None = None, compile: bool = False) -> Evaluator:
+        """See `Backend.evaluator`."""
+        kind = CompiledEvaluator if compile else TorchEvaluator
+        return kind(model, pick_device(device), self.overrides)
+
+
+BACKEND = ExportableBackend()

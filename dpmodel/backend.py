@@ -1,0 +1,163 @@
+"""Backends: what runs a model, how one is chosen, and the NumPy one.
+
+A backend is found through the entry-point group `dpmodel.backends`; the library itself never imports a
+framework. Selection: the argument, else the environment variable `DP_BACKEND`, else the best installed of
+pt, jax, numpy.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Iterable
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from dpmodel.errors import BackendError
+from dpmodel.graph import Graph
+from dpmodel.models.derivatives import predict
+from dpmodel.models.standard import Model
+
+__all__ = ["ALIASES", "NUMPY", "Backend", "Evaluator", "canonical_name", "get_backend", "installed"]
+
+GROUP = "dpmodel.backends"
+
+ALIASES: dict[str, str] = {
+    "numpy": "numpy",
+    "np": "numpy",
+    "dp": "numpy",
+    "dpmodel": "numpy",
+    "pt": "pt",
+    "pytorch": "pt",
+    "torch": "pt",
+    "jax": "jax",
+    "pt_expt": "pt_expt",
+    "pt-expt": "pt_expt",
+    "pytorch-exportable": "pt_expt",
+    "pytorch_exportable": "pt_expt",
+}
+"""Every accepted spelling of a backend's name."""
+
+REQUIRES: dict[str, str] = {"numpy": "numpy", "pt": "torch", "jax": "jax", "pt_expt": "torch"}
+"""The package that each backend needs."""
+
+INSTALL: dict[str, str] = {
+    "pt": 'pip install "dpmodel[pt]"',
+    "jax": 'pip install "dpmodel[jax]"',
+    "pt_expt": 'pip install "dpmodel[pt]"',
+}
+
+PREFERENCE = ("pt", "jax", "numpy")
+
+
+class Evaluator(Protocol):
+    """A model made ready on a backend."""
+
+    def __call__(self, graph: Graph, *, forces: bool, atomic: bool) -> dict[str, np.ndarray]:
+        """Outputs for a graph of NumPy arrays: flat per-atom arrays, per-frame arrays, all NumPy.
+
+        forces: `force`, `virial` as well; atomic: `atom_virial` too.
+        """
+
+    def model(self) -> Model:
+        """The model as it now is, with NumPy arrays."""
+
+
+class Backend(Protocol):
+    """What a backend offers. Instances are stateless."""
+
+    name: str
+    has_gradients: bool
+    """Whether forces and virials can be had."""
+
+    def evaluator(self, model: Model, *, device: str | None = None, compile: bool = False) -> Evaluator:
+        """Make a model of NumPy arrays ready. Raises BackendError for a device or option it does not have."""
+
+
+class _NumpyEvaluator:
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def __call__(self, graph: Graph, *, forces: bool, atomic: bool) -> dict[str, np.ndarray]:
+        if forces:
+            raise BackendError("the numpy backend has no derivatives: use backend='pt' or 'jax', or forces=False")
+        return predict(self._model, graph, None)
+
+    def model(self) -> Model:
+        return self._model
+
+
+class NumpyBackend:
+    """The reference: energies without derivatives, on NumPy."""
+
+    name: ClassVar[str] = "numpy"
+    has_gradients: ClassVar[bool] = False
+
+    def evaluator(self, model: Model, *, device: str | None = None, compile: bool = False) -> Evaluator:
+        """See `Backend.evaluator`."""
+        if device not in (None, "cpu"):
+            raise BackendError(f"the numpy backend runs on the CPU; device={device!r} needs backend='pt' or 'jax'")
+        if compile:
+            raise BackendError("compile=True needs backend='pt_expt'; the numpy backend has nothing to compile")
+        return _NumpyEvaluator(model)
+
+
+NUMPY = NumpyBackend()
+
+
+def canonical_name(name: str) -> str:
+    """The canonical name of any alias. Raises BackendError listing what is installed."""
+    try:
+        return ALIASES[name.strip().lower()]
+    except KeyError:
+        raise BackendError(f"unknown backend {name!r}. {_inventory()}") from None
+
+
+def installed() -> tuple[str, ...]:
+    """Names of the backends whose packages are installed (none is imported)."""
+    return tuple(name for name, package in REQUIRES.items() if importlib.util.find_spec(package) is not None)
+
+
+def get_backend(name: str | None = None) -> Backend:
+    """The backend of that name or alias; None: DP_BACKEND, else the best installed.
+
+    Raises BackendError for an unknown name or a missing package, saying what is installed and how to install the rest.
+    """
+    asked = name if name is not None else os.environ.get("DP_BACKEND") or None
+    here = installed()
+    key = canonical_name(asked) if asked is not None else next(k for k in PREFERENCE if k in here)
+    if key not in here:
+        raise BackendError(f"backend {key!r} needs the package {REQUIRES[key]!r}, which is not installed. {_inventory()}")
+    if key == "numpy":
+        return NUMPY
+    return _load(key)
+
+
+def _load(key: str) -> Any:
+    points = {p.name: p for p in _entry_points()}
+    value = points[key].value if key in points else f"dpmodel.backends.{key}:BACKEND"
+    module, _, attribute = value.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as problem:
+        if problem.name is None or not problem.name.startswith("dpmodel"):
+            raise
+        raise BackendError(
+            f"backend {key!r}: {module} cannot be imported ({problem}). Is Python running inside a checkout of the "
+            "sources, whose dpmodel/ folder hides the installed package? Run from another folder, or install the "
+            "checkout with: pip install -e ."
+        ) from problem
+
+
+def _entry_points() -> Iterable[importlib.metadata.EntryPoint]:
+    return importlib.metadata.entry_points(group=GROUP)
+
+
+def _inventory() -> str:
+    here = installed()
+    missing = [f"{name} ({INSTALL[name]})" for name in REQUIRES if name not in here]
+    text = f"Installed: {', '.join(here)}."
+    return text + (f" To install: {'; '.join(missing)}." if missing else "")

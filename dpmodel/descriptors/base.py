@@ -1,0 +1,71 @@
+"""What all descriptors share: their output and what a model may ask of them."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from dpmodel.config import Config
+from dpmodel.graph import Graph, NeighbourRequest, Record
+from dpmodel.nn.mlp import Seed
+from dpmodel.op import Array, Op
+
+__all__ = ["Descriptor", "DescriptorConfig", "Features"]
+
+
+class Features(Record):
+    """Output of a descriptor for the n owned atoms."""
+
+    node: Array
+    """(n, dim_out): invariant features."""
+    rotation: Array | None = None
+    """(n, dim_emb, 3): lab-frame vectors that rotate with the system; None where a descriptor has none."""
+
+
+class DescriptorConfig(Config):
+    """Base of the descriptors' sections."""
+
+    def build(self, ntypes: int, type_map: tuple[str, ...], *, seed: Seed = None) -> Descriptor:
+        """A descriptor with fresh random weights and neutral statistics (mean 0, deviation 1)."""
+        raise NotImplementedError(f"{type(self).__name__} does not define build()")
+
+
+class Descriptor(Op):
+    """Base of all descriptors."""
+
+    mixed_types: ClassVar[bool]
+    """True: one set of neighbour slots for all types, and one fitting net; False: slots and nets per type."""
+    message_passing: ClassVar[bool] = False
+    """True where an atom's features depend on more than its own edges."""
+
+    config: Any
+    ntypes: int
+
+    def bytes_per_atom(self) -> int:
+        """Rough size of the temporaries that one atom needs in an evaluation with derivatives."""
+        raise NotImplementedError(f"{type(self).__name__} does not define bytes_per_atom()")
+
+    def requests(self) -> tuple[NeighbourRequest, ...]:
+        """The neighbour lists that `call` expects in `graph.views`, in order."""
+        raise NotImplementedError(f"{type(self).__name__} does not define requests()")
+
+    def groups_types(self) -> bool:
+        """Whether `call` needs `Graph.types`."""
+        return False
+
+    @property
+    def dim_out(self) -> int:
+        """Width of `Features.node`."""
+        raise NotImplementedError(f"{type(self).__name__} does not define dim_out")
+
+    @property
+    def dim_emb(self) -> int:
+        """Rows of `Features.rotation`; 0 where there is none."""
+        return 0
+
+    def is_smooth(self) -> bool:
+        """Whether energies are continuously differentiable where a neighbour enters the cutoff (while `sel` suffices)."""
+        raise NotImplementedError(f"{type(self).__name__} does not define is_smooth()")
+
+    def call(self, graph: Graph) -> Features:
+        """Features of the owned atoms."""
+        raise NotImplementedError(f"{type(self).__name__} does not define call()")

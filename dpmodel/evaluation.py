@@ -1,0 +1,111 @@
+"""Evaluating a graph in pieces that fit into memory, and putting the pieces together."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from dpmodel.backend import Evaluator
+from dpmodel.errors import InputError
+from dpmodel.fittings.base import Output
+from dpmodel.graph import Graph, Slots, TypeGroups
+from dpmodel.models import Model
+
+__all__ = ["assemble_frames", "atoms_per_call", "evaluate_graph", "select_centres"]
+
+BYTES_PER_CALL = 1 << 30
+"""Rough bound on the temporaries of one call."""
+
+
+def atoms_per_call(model: Model) -> int:
+    """How many atoms one call may hold: `DP_INFER_BATCH_SIZE`, else what keeps temporaries near 1 GiB."""
+    text = os.environ.get("DP_INFER_BATCH_SIZE")
+    if text is None:
+        return max(64, BYTES_PER_CALL // max(1, model.bytes_per_atom()))
+    if not text.isdigit() or int(text) < 1:
+        raise InputError(f"DP_INFER_BATCH_SIZE must be a number of atoms above 0, not {text!r}")
+    return int(text)
+
+
+def evaluate_graph(
+    evaluator: Evaluator, graph: Graph, model: Model, *, forces: bool, atomic: bool, size: int
+) -> dict[str, np.ndarray]:
+    """Flat outputs of a graph (NumPy), `size` centres at a time where the model is local."""
+    n, m = graph.frame.shape[0], graph.atype.shape[0]
+    if n <= size or model.message_passing:
+        return evaluator(graph, forces=forces, atomic=atomic)
+    output = model.output()
+    frame_keys = {output.reduced, "virial"}
+    node_keys = {"force", "atom_virial"}
+    total: dict[str, np.ndarray] = {}
+    for start in range(0, n, size):
+        piece, nodes = select_centres(graph, start, min(start + size, n))
+        owned = nodes[: piece.frame.shape[0]]
+        for key, value in evaluator(piece, forces=forces, atomic=atomic).items():
+            rows = slice(None) if key in frame_keys else nodes if key in node_keys else owned
+            length = graph.natoms.shape[0] if key in frame_keys else m if key in node_keys else n
+            target = total.setdefault(key, np.zeros((length, *value.shape[1:]), value.dtype))
+            target[rows] += value
+    if output.intensive:
+        raise InputError("an intensive output cannot be evaluated in pieces; raise DP_INFER_BATCH_SIZE")
+    return total
+
+
+def select_centres(graph: Graph, start: int, stop: int) -> tuple[Graph, np.ndarray]:
+    """The part of a graph that centres start..stop of a local model need: (graph, rows of its nodes in the whole).
+
+    The part's owned atoms are those centres; every other atom that they see is a ghost without an owner, so
+    forces come back for all its nodes.
+    """
+    edges = np.flatnonzero((graph.centre >= start) & (graph.centre < stop))
+    others = np.unique(graph.neighbour[edges])
+    others = others[(others < start) | (others >= stop)]
+    nodes = np.concatenate([np.arange(start, stop), others])
+    place = np.zeros(graph.atype.shape[0], dtype=np.int64)
+    place[nodes] = np.arange(nodes.size)
+    edge_place = np.zeros(graph.edge_vec.shape[0] + 1, dtype=np.int64)
+    edge_place[edges] = np.arange(edges.size)
+    views = tuple(_select_view(view, start, stop, edge_place) for view in graph.views)
+    part = graph.replace(
+        atype=graph.atype[nodes],
+        frame=graph.frame[start:stop],
+        centre=graph.centre[edges] - start,
+        neighbour=place[graph.neighbour[edges]],
+        edge_vec=graph.edge_vec[edges],
+        edge_mask=graph.edge_mask[edges],
+        views=views,
+        types=None if graph.types is None else _select_types(graph.types, start, stop),
+        aparam=None if graph.aparam is None else graph.aparam[start:stop],
+        spin=None if graph.spin is None else graph.spin[start:stop],
+    )
+    return part, nodes
+
+
+def _select_view(view: Slots | tuple[Slots, ...], start: int, stop: int, edge_place: np.ndarray) -> Slots | tuple[Slots, ...]:
+    if isinstance(view, tuple):
+        return tuple(_select_view(slots, start, stop, edge_place) for slots in view)  # type: ignore[misc]  # one level
+    mask = view.mask[start:stop]
+    width = int(mask.sum(axis=1).max(initial=0))  # occupied slots come first
+    mask = mask[:, :width]
+    edge = np.where(mask, edge_place[view.edge[start:stop, :width]], 0)
+    return Slots(edge=edge, mask=mask)
+
+
+def _select_types(types: TypeGroups, start: int, stop: int) -> TypeGroups:
+    rows = tuple(r[(r >= start) & (r < stop)] - start for r in types.rows)
+    place = np.zeros(stop - start, dtype=np.int64)
+    place[np.concatenate(rows)] = np.arange(stop - start)
+    return TypeGroups(rows=rows, place=place)
+
+
+def assemble_frames(flat: dict[str, np.ndarray], shape: tuple[int, ...], output: Output, *, atomic: bool) -> dict[str, np.ndarray]:
+    """Flat outputs to arrays with a frame axis; per-atom ones only where asked for."""
+    nf, na = shape
+    out = {}
+    for key, value in flat.items():
+        if key in (output.reduced, "virial"):
+            out[key] = value
+        elif atomic or key == "force":
+            out[key] = value.reshape(nf, na, *value.shape[1:])
+    return {key: value if key == "mask" else value.astype(np.float64, copy=False) for key, value in out.items()}

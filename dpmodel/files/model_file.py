@@ -1,0 +1,74 @@
+"""Model files: `.dp` (HDF5 and JSON), `.yaml`, `.json`; read and written, DeePMD-kit's dictionaries in all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpmodel.errors import ModelFileError
+from dpmodel.files.codecs import read_model_tree, write_model_tree
+from dpmodel.files.container import read_tree, write_tree
+from dpmodel.models import Model
+
+__all__ = ["ModelFile", "read_model", "write_model"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelFile:
+    """A model and what is stored beside it."""
+
+    model: Model
+    definition: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """The `model` section of the input that made it; may be empty."""
+    min_nbor_dist: float | None = None
+    """Smallest distance between atoms in the training data, Å."""
+    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """software, version, time and the like, as found; kept when the model is saved again."""
+
+
+def from_tree(tree: dict[str, Any], where: str) -> ModelFile:
+    """Interpret the dictionary of a file. Raises ModelFileError."""
+    if "model" not in tree:
+        raise ModelFileError(f"{where} holds no model: expected the key 'model', found {sorted(tree)}")
+    try:
+        model = read_model_tree(tree["model"])
+    except ModelFileError as problem:
+        raise ModelFileError(f"{where}: {problem}") from problem
+    except (TypeError, KeyError, ValueError, AttributeError, IndexError) as problem:
+        raise ModelFileError(f"{where}: the dictionary of the model is damaged ({type(problem).__name__}: {problem})") from problem
+    kept = {k: v for k, v in tree.items() if k not in ("model", "model_def_script", "@variables", "min_nbor_dist", "constants")}
+    return ModelFile(
+        model=model, definition=tree.get("model_def_script") or {}, min_nbor_dist=_min_distance(tree), provenance=kept
+    )
+
+
+def _min_distance(tree: dict[str, Any]) -> float | None:
+    """Three writers put it in three places (spec of the files, 7.1)."""
+    for place in (tree.get("@variables") or {}, tree, tree.get("constants") or {}):
+        value = place.get("min_nbor_dist")
+        if value is not None:
+            return float(np.asarray(value))
+    return None
+
+
+def to_tree(file: ModelFile) -> dict[str, Any]:
+    """The inverse of `from_tree`."""
+    tree: dict[str, Any] = {**file.provenance, "model": write_model_tree(file.model), "model_def_script": file.definition}
+    tree.setdefault("backend", "dpmodel")
+    if file.min_nbor_dist is not None:
+        tree["@variables"] = {"min_nbor_dist": np.asarray(file.min_nbor_dist)}
+        tree["min_nbor_dist"] = float(file.min_nbor_dist)
+    return tree
+
+
+def read_model(path: str | Path) -> ModelFile:
+    """Read a model file. Raises ModelFileError, or FileNotFoundError with the path."""
+    return from_tree(read_tree(path), str(path))
+
+
+def write_model(path: str | Path, file: ModelFile, *, provenance: dict[str, Any] | None = None) -> None:
+    """Write a model file, atomically; the suffix chooses the format."""
+    write_tree(path, to_tree(file), provenance=provenance)

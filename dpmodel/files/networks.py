@@ -1,0 +1,119 @@
+"""Layers, networks and collections of networks, as DeePMD-kit's files hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dpmodel.files.nodes import Node, Upgrade
+from dpmodel.nn import MLP, Linear
+
+__all__ = ["read_collection", "read_layer", "write_collection", "write_layer"]
+
+
+def _layer_1_to_2(data: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 says whether a layer is trained; before, every layer was."""
+    return {"trainable": True, **data}
+
+
+def _embedding_1_to_2(data: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 says whether the layers have biases; before, all had."""
+    return {"bias": True, **data}
+
+
+LAYER_VERSION, LAYER_UPGRADES = 2, {1: _layer_1_to_2}
+NETWORKS: dict[str, tuple[int, Mapping[int, Upgrade]]] = {
+    "EmbeddingNetwork": (2, {1: _embedding_1_to_2}),
+    "FittingNetwork": (1, {}),
+}
+"""By "@class": newest version, upgrades."""
+
+COLLECTION_TYPES = {"embedding_network": "EmbeddingNetwork", "fitting_network": "FittingNetwork"}
+
+
+def read_layer(node: Node) -> Linear:
+    """One layer. `b` and `idt` may come with extra unit axes."""
+    node = node.upgraded(LAYER_VERSION, LAYER_UPGRADES)
+    w = node.array("w")
+    if w.ndim != 2:
+        raise node.fail(f"the array 'w' has {w.ndim} axes, expected 2 (in, out)")
+    vectors = {}
+    for name in ("b", "idt"):
+        vector = node.array(name, optional=True)
+        if vector is not None:
+            vector = vector.reshape(-1)
+            if vector.shape != (w.shape[1],):
+                raise node.fail(f"the array {name!r} has {vector.size} numbers, expected {w.shape[1]}")
+        vectors[name] = vector
+    name = str(node.get("activation_function", "none") or "none")
+    return Linear(w=w, **vectors, activation=name, resnet=bool(node.get("resnet")), trainable=bool(node.get("trainable")))
+
+
+def write_layer(layer: Linear) -> dict[str, Any]:
+    """The inverse of `read_layer`."""
+    return {
+        "@class": "Layer",
+        "@version": LAYER_VERSION,
+        "bias": layer.b is not None,
+        "use_timestep": layer.idt is not None,
+        "activation_function": "none" if layer.activation == "linear" else layer.activation,
+        "resnet": layer.resnet,
+        "precision": np.asarray(layer.w).dtype.name,
+        "trainable": layer.trainable,
+        "@variables": {"w": layer.w, "b": layer.b, "idt": layer.idt},
+    }
+
+
+def _read_network(node: Node, cls: str) -> MLP:
+    if node.get("@class", cls) != cls:
+        raise node.fail(f"expected a {cls}, found {node.get('@class')!r}")
+    version, upgrades = NETWORKS[cls]
+    layers = tuple(read_layer(layer) for layer in node.upgraded(version, upgrades).nodes("layers"))
+    for k, (left, right) in enumerate(zip(layers, layers[1:], strict=False)):
+        if left.w.shape[1] != right.w.shape[0]:
+            raise node.fail(f"layer {k} is {left.w.shape[1]} wide, but layer {k + 1} takes {right.w.shape[0]}")
+    return MLP(layers=layers)
+
+
+def read_collection(node: Node, kind: str, ndim: int, ntypes: int) -> tuple[MLP, ...]:
+    """Networks by flat index (first key component fastest). Raises ModelFileError for another kind or count."""
+    node = node.upgraded(1)
+    found = node.get("network_type")
+    if found != kind:
+        raise node.fail(f"expected networks of type {kind!r}, found {found!r}")
+    count = ntypes**ndim
+    if int(node.get("ndim")) != ndim or len(node.get("networks")) != count:
+        raise node.fail(f"expected {count} networks ({ndim} keys), found {len(node.get('networks'))} ({node.get('ndim')} keys)")
+    return tuple(_read_network(item, COLLECTION_TYPES[kind]) for item in node.nodes("networks"))
+
+
+def write_collection(
+    networks: Sequence[MLP], kind: str, ndim: int, ntypes: int, *, resnet_dt: bool, precision: str, activation: str
+) -> dict[str, Any]:
+    """The inverse of `read_collection`. `precision` as the kind stores it (see `write_network`)."""
+    return {
+        "@class": "NetworkCollection",
+        "@version": 1,
+        "ndim": ndim,
+        "ntypes": ntypes,
+        "network_type": kind,
+        "networks": [_write_network(net, COLLECTION_TYPES[kind], resnet_dt, precision, activation) for net in networks],
+    }
+
+
+def _write_network(network: MLP, cls: str, resnet_dt: bool, precision: str, activation: str) -> dict[str, Any]:
+    layers = network.layers
+    fitting = cls == "FittingNetwork"
+    widths = [int(layer.w.shape[1]) for layer in layers]
+    out: dict[str, Any] = {"@class": cls, "@version": NETWORKS[cls][0], "in_dim": int(layers[0].w.shape[0])}
+    if fitting:
+        out["out_dim"] = widths.pop()
+    out.update(neuron=widths, activation_function=activation, resnet_dt=resnet_dt, precision=precision)
+    if fitting:
+        out["bias_out"] = layers[-1].b is not None
+    else:
+        out["bias"] = layers[0].b is not None
+    out["layers"] = [write_layer(layer) for layer in layers]
+    return out

@@ -1,0 +1,81 @@
+"""Reading one dictionary of a model file with checks: every access knows its path and says what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from dpmodel.errors import ModelFileError
+
+__all__ = ["Node", "Upgrade"]
+
+Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
+"""From version k of a dictionary to version k + 1; pure."""
+
+_REQUIRED: Any = object()
+
+
+class Node:
+    """A dictionary inside a model file, with its path for messages."""
+
+    def __init__(self, data: Any, path: str) -> None:
+        if not isinstance(data, Mapping):
+            raise ModelFileError(f"{path}: expected a dictionary, got {type(data).__name__}; the file is damaged or not a model")
+        self.data: dict[str, Any] = dict(data)
+        self.path = path
+
+    def fail(self, message: str) -> ModelFileError:
+        """An error that names this place."""
+        return ModelFileError(f"{self.path}: {message}")
+
+    def get(self, key: str, default: Any = _REQUIRED) -> Any:
+        """The value of a key; without a default the key must exist."""
+        if key in self.data:
+            return self.data[key]
+        if default is _REQUIRED:
+            raise self.fail(f"the key {key!r} is missing; found {sorted(self.data)}")
+        return default
+
+    def node(self, key: str) -> Node:
+        """The dictionary under a key."""
+        return Node(self.get(key), f"{self.path}.{key}")
+
+    def nodes(self, key: str) -> list[Node]:
+        """The dictionaries in the list under a key."""
+        value = self.get(key)
+        if not isinstance(value, list | tuple):
+            raise self.fail(f"{key!r} should be a list, got {type(value).__name__}")
+        return [Node(item, f"{self.path}.{key}[{k}]") for k, item in enumerate(value)]
+
+    def array(self, key: str, shape: tuple[int, ...] | None = None, *, optional: bool = False) -> Any:
+        """The array under "@variables"; None only if `optional`. `shape` is checked, NaN refused."""
+        variables = self.get("@variables", {}) or {}
+        value = variables.get(key)
+        if value is None:
+            if optional:
+                return None
+            raise self.fail(f"the array {key!r} is missing")
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiu":
+            raise self.fail(f"the array {key!r} has dtype {array.dtype}, expected numbers")
+        if shape is not None and array.shape != shape:
+            raise self.fail(f"the array {key!r} has shape {array.shape}, expected {shape}")
+        if not np.all(np.isfinite(array)):
+            raise self.fail(f"the array {key!r} holds NaN or infinite numbers")
+        return array
+
+    def upgraded(self, newest: int, upgrades: Mapping[int, Upgrade] | None = None) -> Node:
+        """This dictionary at version `newest`. Raises ModelFileError where it is newer than that."""
+        version = int(self.data.get("@version", 1))
+        if not 1 <= version <= newest:
+            raise self.fail(
+                f"version {version} of {self.data.get('type', self.data.get('@class'))!r} is not known here "
+                f"(1 to {newest} are); the file was written by a newer program: update dpmodel"
+            )
+        data = dict(self.data)
+        for step in range(version, newest):
+            data = (upgrades or {}).get(step, dict)(data)
+        data["@version"] = newest
+        return Node(data, self.path)

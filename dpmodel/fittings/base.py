@@ -1,0 +1,174 @@
+"""The core that all fitting nets share (spec of the family: inputs, per-type nets, vacuum, bias, exclusions)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from dpmodel.config import Config, at_least, option
+from dpmodel.descriptors.base import Features
+from dpmodel.graph import Graph
+from dpmodel.nn import MLP, child_seed, make_fitting_net
+from dpmodel.nn.mlp import Seed
+from dpmodel.op import Array, Op, buffer, child
+from dpmodel.ops import array_namespace, as_dtype, take_rows, zeros
+from dpmodel.precision import dtype_name, global_dtype
+
+__all__ = ["Fitting", "FittingConfig", "Output"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Output:
+    """What a model predicts, and under which names."""
+
+    name: str
+    """Name of the quantity and of its label, as in `energy`."""
+    atomic: str
+    """Key of the per-atom values."""
+    reduced: str
+    """Key of the per-frame values."""
+    shape: tuple[int, ...]
+    """Shape of one atom's value."""
+    differentiable: bool
+    """Whether forces and virials are derived from it."""
+    intensive: bool = False
+    """Mean over atoms instead of sum."""
+
+
+class FittingConfig(Config):
+    """Options common to all fitting nets."""
+
+    neuron: tuple[int, ...] = option((120, 120, 120), "Widths of the hidden layers; may be empty.", aliases=("n_neuron",))
+    activation_function: str = option("tanh", "Activation of the hidden layers.")
+    resnet_dt: bool = option(True, "Use a trained time step in the skip connections.")
+    precision: str = option("default", "Precision of the computation: default, float16, float32, float64, bfloat16.")
+    trainable: Any = option(True, "Whether the net is trained: one value, or one per layer (hidden layers, then the last).")
+    seed: Any = option(None, "Seed of the initial weights; null is random.")
+    numb_fparam: int = option(0, "Number of frame parameters.", check=at_least(0))
+    numb_aparam: int = option(0, "Number of atomic parameters.", check=at_least(0))
+    default_fparam: tuple[float, ...] | None = option(None, "Frame parameters where an evaluation gives none.")
+    dim_case_embd: int = option(0, "Width of the case (task) embedding.", check=at_least(0))
+    use_aparam_as_mask: bool = option(False, "Leave the atomic parameters out of the net's input.")
+    rcond: float | None = option(None, "Of old least-squares fits.", effect="ignored")
+    layer_name: tuple[str | None, ...] | None = option(None, "Sharing of single layers by name.", effect="refused")
+
+    def layer_trainable(self) -> tuple[bool, ...]:
+        """One flag per layer."""
+        count = len(self.neuron) + 1
+        if isinstance(self.trainable, tuple | list):
+            return tuple(bool(flag) for flag in self.trainable)
+        return (True if self.trainable is None else bool(self.trainable),) * count
+
+    @property
+    def dtype(self) -> str:
+        """The dtype that `precision` means."""
+        return dtype_name(self.precision)
+
+    def initial_state(
+        self, ntypes: int, dim_descriptor: int, dim_out: int, mixed_types: bool, seed: Seed
+    ) -> dict[str, Any]:
+        """Fields of a fresh fitting: random nets, neutral statistics. `seed` is used where the section names none."""
+        seed = seed if self.seed is None else self.seed
+        n_in = dim_descriptor + self.numb_fparam + self.dim_case_embd
+        n_in += 0 if self.use_aparam_as_mask else self.numb_aparam
+        networks = tuple(
+            make_fitting_net(
+                n_in, dim_out, self.neuron, seed=child_seed(seed, k), dtype=self.dtype,
+                activation=self.activation_function, resnet_dt=self.resnet_dt, trainable=self.layer_trainable(),
+            )
+            for k in range(1 if mixed_types else ntypes)
+        )  # fmt: skip
+        nf, na, nc = self.numb_fparam, self.numb_aparam, self.dim_case_embd
+        return {
+            "config": self,
+            "ntypes": ntypes,
+            "mixed_types": mixed_types,
+            "networks": networks,
+            "bias_atom_e": np.zeros((ntypes, dim_out), global_dtype()),
+            "fparam_avg": np.zeros(nf, self.dtype) if nf else None,
+            "fparam_inv_std": np.ones(nf, self.dtype) if nf else None,
+            "default_fparam": None if self.default_fparam is None else np.asarray(self.default_fparam, self.dtype),
+            "aparam_avg": np.zeros(na, self.dtype) if na else None,
+            "aparam_inv_std": np.ones(na, self.dtype) if na else None,
+            "case_embd": np.zeros(nc, self.dtype) if nc else None,
+        }
+
+
+class Fitting(Op):
+    """Base of the fitting nets: x = [descriptor | fparam | aparam | case], one net for all types or one per type."""
+
+    config: Any
+    ntypes: int
+    mixed_types: bool
+    networks: tuple[MLP, ...] = child()
+    """One (mixed types) or one per type."""
+    bias_atom_e: Array = buffer()
+    """(ntypes, dim_out), global precision. Statistics write the model's out_bias instead; this one is usually 0."""
+    fparam_avg: Array | None = buffer(default=None)
+    fparam_inv_std: Array | None = buffer(default=None)
+    default_fparam: Array | None = buffer(default=None)
+    aparam_avg: Array | None = buffer(default=None)
+    aparam_inv_std: Array | None = buffer(default=None)
+    case_embd: Array | None = buffer(default=None)
+    """(dim_case_embd,): one-hot row of the task."""
+
+    def output(self) -> Output:
+        """What this net predicts."""
+        raise NotImplementedError(f"{type(self).__name__} does not define output()")
+
+    def groups_types(self) -> bool:
+        """Whether `call` needs `Graph.types`."""
+        return not self.mixed_types
+
+    def vacuum(self) -> tuple[bool, ...] | None:
+        """By type: subtract the net's value at a zero descriptor; None: for no type."""
+        return None
+
+    def core(self, features: Features, graph: Graph) -> Array:
+        """(n, dim_out), global precision: nets plus bias_atom_e, before exclusions."""
+        xp = array_namespace(features.node)
+        n, dtype = graph.frame.shape[0], self.networks[0].layers[-1].w.dtype
+        extra = self._extra_inputs(graph, n, dtype)
+        x = xp.concat([as_dtype(features.node, dtype), *extra], axis=-1) if extra else as_dtype(features.node, dtype)
+        vacuum = self.vacuum()
+        x0 = None if vacuum is None else xp.concat([zeros(features.node.shape, x), *extra], axis=-1)
+        if self.mixed_types:
+            y = self.networks[0](x)
+            y = y if x0 is None else y - self.networks[0](x0)
+        else:
+            y = self._by_type(x, x0, vacuum, graph)
+        atype = graph.atype[:n]
+        atype = xp.where(atype < 0, xp.zeros_like(atype), atype)
+        return as_dtype(y, global_dtype()) + take_rows(as_dtype(self.bias_atom_e, global_dtype()), atype)
+
+    def _by_type(self, x: Array, x0: Array | None, vacuum: tuple[bool, ...] | None, graph: Graph) -> Array:
+        parts = []
+        for t, (net, rows) in enumerate(zip(self.networks, graph.types.rows, strict=True)):
+            y = net(take_rows(x, rows))
+            # Types beyond the end of a short list count as preset (spec of atom_ener).
+            if x0 is not None and vacuum is not None and (t >= len(vacuum) or vacuum[t]):
+                y = y - net(take_rows(x0, rows))
+            parts.append(y)
+        return take_rows(array_namespace(x).concat(parts, axis=0), graph.types.place)
+
+    def _extra_inputs(self, graph: Graph, n: int, dtype: Any) -> list[Array]:
+        """The blocks behind the descriptor, each (n, width) in the net's precision."""
+        cfg, blocks = self.config, []
+        xp = array_namespace(graph.edge_vec)
+        if cfg.numb_fparam:
+            if graph.fparam is not None:
+                fparam = as_dtype(graph.fparam, dtype)
+            elif self.default_fparam is not None:
+                fparam = xp.broadcast_to(self.default_fparam[...], (graph.natoms.shape[0], cfg.numb_fparam))
+            else:
+                raise ValueError(f"this model needs fparam ({cfg.numb_fparam} numbers per frame) and has no default_fparam")
+            blocks.append(take_rows((fparam - self.fparam_avg) * self.fparam_inv_std, graph.frame))
+        if cfg.numb_aparam and not cfg.use_aparam_as_mask:
+            if graph.aparam is None:
+                raise ValueError(f"this model needs aparam ({cfg.numb_aparam} numbers per atom)")
+            blocks.append((as_dtype(graph.aparam, dtype) - self.aparam_avg) * self.aparam_inv_std)
+        if cfg.dim_case_embd:
+            blocks.append(xp.broadcast_to(self.case_embd[...], (n, cfg.dim_case_embd)))
+        return blocks

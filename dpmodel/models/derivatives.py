@@ -1,0 +1,68 @@
+"""Forces, virials and per-atom virials: one place, for every model.
+
+With g_e = dE/d(edge_vec_e), the edge form (conventions in `dpmodel.graph`):
+
+    force[k]          = sum_{e: centre = k} g_e - sum_{e: neighbour = k} g_e
+    atom_virial[k]    = sum_{e: neighbour = k} -g_e (x) r_e
+    virial            = sum_e -g_e (x) r_e
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from dpmodel.graph import Graph
+from dpmodel.models.standard import Model
+from dpmodel.op import Array
+from dpmodel.ops import array_namespace, as_dtype, segment_sum, take_rows
+from dpmodel.precision import ENERGY_DTYPE
+
+__all__ = ["Gradient", "edge_derivatives", "predict"]
+
+
+class Gradient(Protocol):
+    """Automatic differentiation, as a backend supplies it."""
+
+    def __call__(
+        self, function: Callable[[Array], tuple[Array, dict[str, Array]]], x: Array
+    ) -> tuple[dict[str, Array], Array]:
+        """For function(x) -> (scalar, outputs): (outputs, d scalar / d x)."""
+
+
+def predict(
+    model: Callable[[Graph], dict[str, Array]], graph: Graph, gradient: Gradient | None, *, atomic_virial: bool = False
+) -> dict[str, Array]:
+    """Outputs of the model, with `force` (m, 3), `virial` (f, 9) and, on request, `atom_virial` (m, 9).
+
+    `gradient` None: no derivatives. The outputs of the model must hold `energy`.
+    """
+    if gradient is None:
+        return model(graph)
+
+    def energy_of(edge_vec: Array) -> tuple[Array, dict[str, Array]]:
+        outputs = model(graph.replace(edge_vec=edge_vec))
+        return array_namespace(edge_vec).sum(outputs["energy"]), outputs
+
+    outputs, slope = gradient(energy_of, graph.edge_vec)
+    return {**outputs, **edge_derivatives(slope, graph, atomic_virial=atomic_virial)}
+
+
+def edge_derivatives(slope: Array, graph: Graph, *, atomic_virial: bool = False) -> dict[str, Array]:
+    """From dE/d(edge_vec) (e, 3) to force, virial and atom_virial, ghosts folded onto their owners' rows.
+
+    With `graph.comm` set the ghosts' shares stay in rows n..m, for the caller to send home.
+    """
+    xp = array_namespace(slope)
+    n, m, e = graph.frame.shape[0], graph.atype.shape[0], slope.shape[0]
+    slope, vec = as_dtype(slope, ENERGY_DTYPE), as_dtype(graph.edge_vec, ENERGY_DTYPE)
+    share = xp.reshape(-slope[:, :, None] * vec[:, None, :], (e, 9))
+    frame = take_rows(graph.frame, graph.centre)
+    outputs = {"virial": segment_sum(share, frame, graph.natoms.shape[0])}
+    force = segment_sum(slope, graph.centre, m) - segment_sum(slope, graph.neighbour, m)
+    fold = graph.owner is not None and graph.comm is None
+    outputs["force"] = segment_sum(force, graph.owner, n) if fold else force
+    if atomic_virial:
+        virial = segment_sum(share, graph.neighbour, m)
+        outputs["atom_virial"] = segment_sum(virial, graph.owner, n) if fold else virial
+    return outputs

@@ -1,0 +1,253 @@
+"""The façade: `load` a model, `evaluate` it, `save` it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpmodel.backend import Backend, Evaluator, get_backend
+from dpmodel.errors import InputError
+from dpmodel.evaluation import assemble_frames, atoms_per_call, evaluate_graph
+from dpmodel.files.model_file import ModelFile, read_model, write_model
+from dpmodel.geometry.build import GraphBuilder
+from dpmodel.models import Model
+
+__all__ = ["Potential", "load", "save"]
+
+
+def load(
+    path: str | Path, backend: str | None = None, *, head: str | None = None, device: str | None = None, compile: bool = False
+) -> Potential:
+    """Load a model file or a checkpoint.
+
+    Args:
+        path: `.dp`, `.yaml` or `.json`.
+        backend: numpy, pt, jax or pt_expt (or an alias); None: `DP_BACKEND`, else the best installed.
+        head: the branch of a multi-task model.
+        device: "cpu", "cuda", "cuda:1" ...; None: the best the backend has.
+        compile: compile for speed (pt_expt only; the first call takes a minute or two).
+
+    Raises:
+        ModelFileError: the file is no model, damaged, newer than this program, or out of scope.
+        BackendError: the backend is unknown, not installed, or lacks the device.
+    """
+    if head is not None:
+        raise InputError(f"head={head!r}: {path} holds a single model, which has no heads; leave head out")
+    chosen = get_backend(backend)
+    file = read_model(path)
+    return Potential(file, chosen, chosen.evaluator(file.model, device=device, compile=compile))
+
+
+def save(potential: Potential, path: str | Path) -> None:
+    """Write a model to `.dp`, `.yaml` or `.json`; complete or not at all."""
+    write_model(path, dataclasses.replace(potential.file, model=potential.model))
+
+
+class Potential:
+    """A loaded model: `evaluate` gives energies, forces, virials."""
+
+    def __init__(self, file: ModelFile, backend: Backend, evaluator: Evaluator) -> None:
+        self.file = file
+        self.backend = backend
+        self._evaluator = evaluator
+        self._model = file.model
+        self._builder = GraphBuilder(
+            requests=self._model.requests(),
+            ntypes=self._model.ntypes,
+            exclude_pairs=self._model.pair_exclude_types,
+            group_by_type=self._model.groups_types(),
+        )
+
+    @classmethod
+    def from_model(cls, model: Model, backend: str | None = None, *, device: str | None = None, compile: bool = False) -> Potential:
+        """Wrap a model of NumPy arrays that was built rather than loaded."""
+        chosen = get_backend(backend)
+        return cls(ModelFile(model=model), chosen, chosen.evaluator(model, device=device, compile=compile))
+
+    def __repr__(self) -> str:
+        return f"Potential({self._model.output().name}, type_map={list(self.type_map)}, rcut={self.rcut}, backend={self.backend.name!r})"
+
+    @property
+    def model(self) -> Model:
+        """The model with NumPy arrays."""
+        return self._evaluator.model()
+
+    @property
+    def type_map(self) -> tuple[str, ...]:
+        """Symbol of every type."""
+        return self._model.type_map
+
+    @property
+    def rcut(self) -> float:
+        """Cutoff, Å."""
+        return self._model.rcut
+
+    @property
+    def dim_fparam(self) -> int:
+        """Frame parameters per frame."""
+        return self._model.dim_fparam
+
+    @property
+    def dim_aparam(self) -> int:
+        """Atomic parameters per atom."""
+        return self._model.dim_aparam
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Keys that `evaluate` can return on this backend."""
+        output = self._model.output()
+        keys = [output.reduced, output.atomic, "mask"]
+        if output.differentiable and self.backend.has_gradients:
+            keys += ["force", "virial", "atom_virial"]
+        return tuple(keys)
+
+    def evaluate(
+        self,
+        coord: Any,
+        atype: Any,
+        box: Any = None,
+        *,
+        pbc: bool | Sequence[bool] = True,
+        fparam: Any = None,
+        aparam: Any = None,
+        spin: Any = None,
+        charge_spin: Any = None,
+        forces: bool | None = None,
+        atomic: bool = False,
+        hessian: bool = False,
+    ) -> dict[str, np.ndarray]:
+        """Evaluate frames of equal size.
+
+        Args:
+            coord: (nf, na, 3) or (na, 3), Å.
+            atype: (na,) or (nf, na): type indices (-1 pads) or symbols.
+            box: (nf, 3, 3), (nf, 9), (3, 3) or (9,), Å, rows are cell vectors; None: open boundaries.
+            pbc: periodic or not, one value or one per axis; without effect where box is None.
+            fparam: (nf, dim_fparam) or (dim_fparam,).
+            aparam: (nf, na, dim_aparam) or (na, dim_aparam).
+            spin: not for this kind of model.
+            charge_spin: not for this kind of model.
+            forces: None: where the backend has derivatives.
+            atomic: add per-atom values, per-atom virials and `mask`.
+            hessian: not available yet.
+
+        Returns:
+            float64 arrays: `energy` (nf, 1) eV, `force` (nf, na, 3) eV/Å, `virial` (nf, 9) eV;
+            atomic: `atom_energy` (nf, na, 1), `atom_virial` (nf, na, 9), `mask` (nf, na) integer.
+
+        Raises:
+            InputError: shapes, types, coordinates or cells that cannot be evaluated.
+            BackendError: forces=True on a backend without derivatives.
+        """
+        frames = _Frames.read(coord, atype, box, self.type_map)
+        if hessian:
+            raise InputError("hessian=True: this model has no Hessian output")
+        for name, value in (("spin", spin), ("charge_spin", charge_spin)):
+            if value is not None:
+                raise InputError(f"{name} was given, but this model does not take it; leave it out")
+        if forces is None:
+            forces = self.backend.has_gradients and self._model.output().differentiable
+        parameters = {
+            "fparam": frames.frame_values(fparam, self.dim_fparam, "fparam"),
+            "aparam": frames.atom_values(aparam, self.dim_aparam, "aparam"),
+        }
+        if self.dim_fparam and fparam is None and not self._model.has_default_fparam:
+            raise InputError(f"fparam is missing: this model takes {self.dim_fparam} numbers per frame and has no default")
+        if self.dim_aparam and aparam is None:
+            raise InputError(f"aparam is missing: this model takes {self.dim_aparam} numbers per atom")
+        size = atoms_per_call(self._model)
+        parts = []
+        for part in frames.chunks(size):
+            given = {k: None if v is None else v[part] for k, v in parameters.items()}
+            cell = None if frames.cell is None else frames.cell[part]
+            graph = self._builder.build(frames.coord[part], frames.atype[part], cell, pbc=pbc, **given)
+            flat = evaluate_graph(self._evaluator, graph, self._model, forces=forces, atomic=atomic, size=size)
+            parts.append(assemble_frames(flat, frames.coord[part].shape[:2], self._model.output(), atomic=atomic))
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Frames:
+    """Checked inputs: coord (nf, na, 3), atype (nf, na), cell (nf, 3, 3) or None."""
+
+    coord: np.ndarray
+    atype: np.ndarray
+    cell: np.ndarray | None
+
+    @classmethod
+    def read(cls, coord: Any, atype: Any, box: Any, type_map: tuple[str, ...]) -> _Frames:
+        coord = _floats(coord, "coord")
+        coord = coord[None] if coord.ndim == 2 else coord
+        if coord.ndim != 3 or coord.shape[2] != 3 or coord.shape[0] < 1:
+            raise InputError(f"coord: expected shape (frames, atoms, 3) or (atoms, 3), got {np.shape(coord)}")
+        nf, na = coord.shape[:2]
+        types = _types(atype, type_map)
+        if types.shape not in ((na,), (nf, na)):
+            raise InputError(f"atype: expected shape ({na},) or ({nf}, {na}) to go with coord, got {types.shape}")
+        types = np.broadcast_to(types, (nf, na))
+        if types.size and (types.min() < -1 or types.max() >= len(type_map)):
+            bad = next(int(t) for t in types.ravel() if t < -1 or t >= len(type_map))
+            raise InputError(f"atype: {bad} is out of range; this model knows 0 to {len(type_map) - 1} {list(type_map)}, and -1 pads")
+        return cls(coord, types, None if box is None else _cells(box, nf))
+
+    def chunks(self, size: int) -> Iterator[slice]:
+        """Slices of frames with at most `size` atoms each (at least one frame)."""
+        nf, na = self.atype.shape
+        step = max(1, size // max(1, na))
+        return (slice(k, min(k + step, nf)) for k in range(0, nf, step))
+
+    def frame_values(self, value: Any, width: int, name: str) -> np.ndarray | None:
+        """(nf, width), from (nf, width) or (width,)."""
+        return self._values(value, width, name, (self.atype.shape[0], width), ((width,),))
+
+    def atom_values(self, value: Any, width: int, name: str) -> np.ndarray | None:
+        """(nf, na, width), from that or (na, width)."""
+        nf, na = self.atype.shape
+        return self._values(value, width, name, (nf, na, width), ((na, width),))
+
+    def _values(
+        self, value: Any, width: int, name: str, shape: tuple[int, ...], short: tuple[tuple[int, ...], ...]
+    ) -> np.ndarray | None:
+        if value is None:
+            return None
+        if not width:
+            raise InputError(f"{name} was given, but this model does not take it; leave it out")
+        array = _floats(value, name)
+        if array.shape != shape and array.shape not in short and array.size != int(np.prod(shape)):
+            raise InputError(f"{name}: expected shape {shape}, got {array.shape}")
+        if not np.all(np.isfinite(array)):
+            raise InputError(f"{name} holds NaN or infinite numbers")
+        return array.reshape(shape) if array.size == int(np.prod(shape)) else np.broadcast_to(array, shape)
+
+
+def _floats(value: Any, name: str) -> np.ndarray:
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as problem:
+        raise InputError(f"{name}: expected numbers of a regular shape, got {type(value).__name__} ({problem})") from problem
+
+
+def _cells(box: Any, nf: int) -> np.ndarray:
+    cells = _floats(box, "box")
+    if cells.size in (9, 9 * nf) and cells.shape in ((9,), (3, 3), (1, 9), (1, 3, 3), (nf, 9), (nf, 3, 3)):
+        return np.broadcast_to(cells.reshape(-1, 3, 3), (nf, 3, 3))
+    raise InputError(f"box: expected shape ({nf}, 3, 3), ({nf}, 9), (3, 3) or (9,), rows are cell vectors; got {cells.shape}")
+
+
+def _types(atype: Any, type_map: tuple[str, ...]) -> np.ndarray:
+    array = np.asarray(atype)
+    if array.dtype.kind in "US":
+        index = {name: k for k, name in enumerate(type_map)}
+        try:
+            return np.array([index[str(name)] for name in array.ravel()], dtype=np.int64).reshape(array.shape)
+        except KeyError as problem:
+            raise InputError(f"atype: the model knows no {problem.args[0]!r}; its type_map is {list(type_map)}") from None
+    if array.dtype.kind not in "iu" and array.size:
+        raise InputError(f"atype: expected integers or symbols, got dtype {array.dtype}")
+    return array.astype(np.int64)
+
+

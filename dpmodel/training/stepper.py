@@ -1,0 +1,56 @@
+"""What the training loop asks of a backend and of a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from dpmodel.graph import Graph
+from dpmodel.models import Model
+from dpmodel.op import Array
+
+__all__ = ["Loss", "NonFiniteError", "OptimizerState", "Stepper"]
+
+OptimizerState: TypeAlias = dict[str, dict[str, np.ndarray]]
+"""Slot name (exp_avg, exp_avg_sq, step) -> parameter path -> array."""
+
+
+class NonFiniteError(ArithmeticError):
+    """A gradient became NaN or infinite; nothing was saved after that."""
+
+
+class Loss(Protocol):
+    """A loss function over flat arrays (see `dpmodel.losses`)."""
+
+    needs_derivatives: bool
+    """Whether force or virial enter."""
+
+    def __call__(
+        self, prediction: dict[str, Array], labels: dict[str, Array], found: dict[str, float], graph: Graph, lr: Any
+    ) -> tuple[Array, dict[str, Array]]:
+        """(loss, metrics by name)."""
+
+
+class Stepper(Protocol):
+    """A model being trained on a backend. Graphs and labels are NumPy."""
+
+    def step(
+        self, graph: Graph, labels: Mapping[str, np.ndarray], found: Mapping[str, float], lr: float
+    ) -> Callable[[], dict[str, float]]:
+        """One update; the result reads the metrics of the batch as they were before it."""
+
+    def measure(
+        self, graph: Graph, labels: Mapping[str, np.ndarray], found: Mapping[str, float], lr: float
+    ) -> dict[str, float]:
+        """Metrics of a batch without an update."""
+
+    def model(self) -> Model:
+        """The model as it now is, with NumPy arrays."""
+
+    def optimizer_state(self) -> OptimizerState:
+        """The optimizer's slots."""
+
+    def load_optimizer_state(self, state: OptimizerState) -> None:
+        """Put them back."""
