@@ -11,7 +11,7 @@ import ctypes
 import importlib.util
 import sys
 import warnings
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ _LIBRARIES = {"linux": "lib/libvesin.so", "darwin": "lib/libvesin.dylib", "win32
 _THREADS_FROM = 20_000  # atoms; below, one thread is as fast (measured: 192 and 1536 atoms) and disturbs nobody
 
 
-@lru_cache(maxsize=None)
+@cache
 def _load() -> tuple[Any, Any] | None:
     """(declarations, library), or None where vesin is not installed or differs from what is expected here."""
     spec = importlib.util.find_spec("vesin")

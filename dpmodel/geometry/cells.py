@@ -1,7 +1,8 @@
 """Cells: what is accepted, how open axes are completed, and how atoms are wrapped.
 
 A cell is three row vectors in Å, of any handedness and any shape; only its periodic vectors matter. Along an open
-axis the given vector (zero, as ASE writes it, or anything) is replaced by a unit vector orthogonal to the periodic ones.
+axis the given vector (zero, as ASE writes it, or anything) is replaced by a unit vector orthogonal to the
+periodic ones.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Lattice:
         """(3,): distances between opposite faces, Å, positive for left-handed cells too."""
         a, b, c = self.vectors
         areas = np.linalg.norm([np.cross(b, c), np.cross(c, a), np.cross(a, b)], axis=1)
-        return np.abs(np.linalg.det(self.vectors)) / areas
+        return np.asarray(np.abs(np.linalg.det(self.vectors)) / areas)
 
     def reach(self, rcut: float) -> tuple[int, int, int]:
         """Images needed on either side of the cell, per axis, for atoms that were wrapped; 0 along open axes."""
@@ -109,7 +110,8 @@ def check_coord(coord: Array, *, where: str = "") -> None:
     good = xp.all(xp.isfinite(coord), axis=1)
     if not bool(xp.all(good)):
         atom = int(xp.argmin(xp.astype(good, xp.int64)))
-        raise InputError(f"{where}atom {atom} has NaN or infinite coordinates: {[float(coord[atom, k]) for k in range(3)]}")
+        position = [float(coord[atom, k]) for k in range(3)]
+        raise InputError(f"{where}atom {atom} has NaN or infinite coordinates: {position}")
 
 
 def wrap(coord: Array, lattice: Lattice | None) -> tuple[Array, Array | None]:

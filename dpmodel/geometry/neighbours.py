@@ -29,7 +29,7 @@ __all__ = ["Pairs", "neighbour_pairs"]
 _MAX_REACH = 3000
 """Images along one axis at most; keeps the order of images within int64."""
 _VESIN_SPAN = 256.0
-"""Cutoffs that atoms may span along open axes for vesin; beyond, the built-in search serves (test_geometry_neighbours)."""
+"""Cutoffs that atoms may span along open axes for vesin; beyond, the built-in search serves."""
 _MAX_PAIRS = 1e9
 """Expected number of pairs at most: about 100 GB, certainly a mistake."""
 
@@ -57,13 +57,13 @@ def neighbour_pairs(
     coord (n, 3): anywhere, inside the cell or not. cell (3, 3): rows are vectors; None, or no True in `pbc`: open.
     An atom sees its own images, never itself; different atoms at one place see each other.
 
-    Sorted by centre, then distance; exact ties in the order of images (those of the wrapped atoms: by length of the integer
-    triple, then lexicographic) and then of atoms.
+    Sorted by centre, then distance; exact ties in the order of images (those of the wrapped atoms: by length of the
+    integer triple, then lexicographic) and then of atoms.
 
     method: "vesin" (NumPy arrays only), "search" (arrays of any library), or "auto": vesin where it is installed and
-    the arrays are NumPy's. Both leave atoms that spread over hundreds of cutoffs along open axes to the built-in search.
-    `where` begins the messages of InputError: shapes, NaN, a singular cell, a bad cutoff or method,
-    a cell so small that the list cannot be stored.
+    the arrays are NumPy's. Both leave atoms that spread over hundreds of cutoffs along open axes to the built-in
+    search. `where` begins the messages of InputError: shapes, NaN, a singular cell, a bad cutoff or method, a cell so
+    small that the list cannot be stored.
     """
     if method not in ("auto", "vesin", "search"):
         raise InputError(f"unknown neighbour search {method!r}; known are 'auto', 'vesin' and 'search'")
@@ -112,7 +112,10 @@ def _check_size(n: int, lattice: Lattice | None, rcut: float, where: str) -> Non
 
 
 def _too_open(coord: Array, lattice: Lattice | None, cutoff: float) -> bool:
-    """Whether atoms spread so far along open axes that vesin 0.6 crawls (slabs) or its bin numbers overflow and it crashes."""
+    """Whether atoms spread so far along open axes that vesin should not be asked.
+
+    vesin 0.6 takes a minute for three atoms of a slab 1e5 Å apart, and crashes (SIGFPE) for 1e9 Å without a cell.
+    """
     xp = array_namespace(coord)
     if coord.shape[0] == 0 or (lattice is not None and all(lattice.pbc)):
         return False
@@ -120,7 +123,13 @@ def _too_open(coord: Array, lattice: Lattice | None, cutoff: float) -> bool:
 
 
 def _finish(
-    coord: Array, lattice: Lattice | None, rcut: float, cells: Array | None, centre: Array, neighbour: Array, image: Array
+    coord: Array,
+    lattice: Lattice | None,
+    rcut: float,
+    cells: Array | None,
+    centre: Array,
+    neighbour: Array,
+    image: Array,
 ) -> Pairs:
     """Displacements, the exact cutoff and the order. `image` counts from the wrapped atoms."""
     xp = array_namespace(coord)
@@ -162,8 +171,8 @@ def _displacements(coord: Array, lattice: Lattice | None, i: Array, j: Array, sh
 def _order(centre: Array, neighbour: Array, image: Array, distance: Array, n: int, rcut: float) -> Array:
     """The permutation that sorts pairs by centre, distance, image and neighbour.
 
-    One sort of an integer that holds the centre and the distance rounded down; only runs that this leaves tied are sorted
-    further (rare in a liquid, most pairs in a perfect crystal).
+    One sort of an integer that holds the centre and the distance rounded down; only runs that this leaves tied are
+    sorted further (rare in a liquid, most pairs in a perfect crystal).
     """
     xp = array_namespace(distance)
     bits = min(50, 62 - max(1, n).bit_length())

@@ -7,6 +7,7 @@ with the number of atoms; candidates are compared in chunks, so their memory is 
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from dpmodel.errors import InputError
@@ -71,8 +72,9 @@ def _images(coord: Array, lattice: Lattice | None, cutoff: float) -> tuple[Array
         margin = cutoff / height + 1e-6
         if atom.shape[0] * (1.0 + 2.0 * margin) > _MAX_IMAGES:
             raise InputError(
-                f"the cutoff of {cutoff:.6g} Å spans {margin:.3g} cells (faces {height:.3g} Å apart) of {coord.shape[0]} "
-                "atoms: too many images for the built-in search. Is the cell in Å? If so, give a smaller cutoff."
+                f"the cutoff of {cutoff:.6g} Å spans {margin:.3g} cells (faces {height:.3g} Å apart) of "
+                f"{coord.shape[0]} atoms: too many images for the built-in search. "
+                "Is the cell in Å? If so, give a smaller cutoff."
             )
         position = take_rows(fractional[:, axis], atom)
         parts = []
@@ -125,7 +127,7 @@ def _chunks(count: Array) -> list[tuple[int, int]]:
         done = int(total[bounds[-1] - 1]) if bounds[-1] else 0
         limit = xp.asarray([done + _CANDIDATES], dtype=total.dtype, device=device_of(total))
         bounds.append(max(bounds[-1] + 1, int(xp.searchsorted(total, limit, side="right")[0])))
-    return list(zip(bounds[:-1], bounds[1:], strict=True))
+    return list(itertools.pairwise(bounds))
 
 
 def _expand(start: Array, count: Array) -> tuple[Array, Array]:

@@ -23,14 +23,20 @@ _EXP_LIMIT = 80.0
 
 
 def switch_poly(r: Array, rs: float, rc: float) -> Array:
-    """The polynomial switch of distances `r` (any shape): 1 below `rs`, 0 from `rc` on. Raises InputError unless rs < rc."""
+    """The polynomial switch of distances `r` (any shape): 1 below `rs`, 0 from `rc` on.
+
+    Raises InputError unless rs < rc.
+    """
     _check_range(rs, rc)
     u = (array_namespace(r).clip(r, rs, rc) - rs) / (rc - rs)
     return 1.0 + u * u * u * ((15.0 - 6.0 * u) * u - 10.0)
 
 
 def switch_exp(r: Array, rs: float, rc: float) -> Array:
-    """The exponential switch of distances `r` (any shape); constant from `rc` on. Raises InputError unless 0 < rs < rc."""
+    """The exponential switch of distances `r` (any shape); constant from `rc` on.
+
+    Raises InputError unless 0 < rs < rc.
+    """
     _check_range(rs, rc)
     if rs <= 0.0:
         raise InputError(f"the exponential switch needs rcut_smth > 0, got {rs}: set it, or use_exp_switch to false")
