@@ -143,7 +143,8 @@ def load_tree(file: h5py.File, path: Path) -> dict[str, Any]:
         return read_dataset(file, leaf, str(path))
 
     try:
-        return _map_variables(plain, get)
+        tree: dict[str, Any] = _map_variables(plain, get)
+        return tree
     except RecursionError as error:
         raise ModelFileError(f"{path}: the tree is nested too deeply to be a model") from error
 
@@ -184,7 +185,7 @@ def _arrays_only(value: Any, where: str, variables: bool = False) -> Any:
         if isinstance(value, bytes):
             value = np.void(value)
         array = check_dtype(value, where)
-        return array[()] if array.ndim == 0 else array
+        return array[()] if isinstance(array, np.ndarray) and array.ndim == 0 else array
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bool | int | float | str):

@@ -22,21 +22,13 @@ from dpmodel.files.hdf5 import DTYPES
 
 __all__ = ["parse_text", "write_text"]
 
-_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_SafeDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_Loader: Any = type("_Loader", (getattr(yaml, "CSafeLoader", yaml.SafeLoader),), {})
+"""The safe loader (in C where possible), with YAML 1.2's floats: in YAML 1.1 a float needs a point; 1e-17 is text."""
 
-
-class _Loader(_SafeLoader):
-    """The safe loader, with YAML 1.2's floats: in YAML 1.1 a float needs a point, and 1e-17 would be text."""
-
-
-class _Dumper(_SafeDumper):
-    """The safe dumper, quoting text that `_Loader` would read as a float."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        """Write a list that occurs twice twice: anchors are hard to read and not part of the format."""
-        return True
-
+_Dumper: Any = type(
+    "_Dumper", (getattr(yaml, "CSafeDumper", yaml.SafeDumper),), {"ignore_aliases": lambda self, data: True}
+)
+"""The safe dumper. It quotes text that `_Loader` would read as a float, and writes no anchors for repeated lists."""
 
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver(
@@ -56,7 +48,8 @@ def parse_text(path: Path, form: str) -> dict[str, Any]:
                 f"{path} should hold a dictionary with the key 'model', it holds a {type(tree).__name__}"
             )
         # An element takes at least one character, unless aliases repeat it; a small file must not fill the memory.
-        return _decode(tree, str(path), _Budget(1_000_000 + 10 * len(text)))
+        decoded: dict[str, Any] = _decode(tree, str(path), _Budget(1_000_000 + 10 * len(text)))
+        return decoded
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from error
     except RecursionError as error:
