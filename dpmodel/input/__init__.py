@@ -6,82 +6,34 @@
     inp.notes           # what the log should say once: keys without effect, old layouts, defaults to know
 
 `load_input` raises InputError with the path of what is wrong, what was expected and what came.
+
+Importing this package loads neither dargs nor yaml; using one of its names does.
 """
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import os
-from collections.abc import Mapping
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from dpmodel.config import Config
-from dpmodel.errors import InputError
-from dpmodel.input import legacy
-from dpmodel.input.read import read
-from dpmodel.input.scope import refuse_multi_task
-from dpmodel.input.sections import InputFile, ModelConfig, ModelFile, TrainingConfig, ValidatingConfig
+if TYPE_CHECKING:
+    from dpmodel.input.doc import document
+    from dpmodel.input.load import Input, load_input, load_model
 
 __all__ = ["Input", "document", "load_input", "load_model"]
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Input:
-    """A checked input."""
-
-    model: ModelConfig
-    learning_rate: Config
-    optimizer: Config
-    loss: Config
-    training: TrainingConfig
-    validating: ValidatingConfig
-    normalised: dict[str, Any]
-    """Plain data for `out.json`: today's layout, aliases resolved, defaults filled in."""
-    notes: tuple[str, ...]
-    """Each to be logged once as a warning."""
+_HOMES = {
+    "Input": "dpmodel.input.load",
+    "document": "dpmodel.input.doc",
+    "load_input": "dpmodel.input.load",
+    "load_model": "dpmodel.input.load",
+}
 
 
-def load_input(source: str | os.PathLike[str] | Mapping[str, Any]) -> Input:
-    """Read and check an input: a path (.json, .yaml) or the data itself, which is not changed.
-
-    Relative paths inside (systems, files to write) are kept as they are: relative to the working directory.
-    Raises InputError.
-    """
-    from dpmodel.input import checks, schema  # dargs is loaded only when an input is
-
-    if isinstance(source, Input):
-        raise InputError("expected a path or a dictionary, got an Input; use its `normalised`")
-    data, old = legacy.convert(read(source))
-    refuse_multi_task(data)
-    if isinstance(nvnmd := data.get("nvnmd"), dict) and nvnmd.get("enable"):
-        raise InputError("nvnmd.enable: training for the NVNMD hardware is out of scope; remove the section")
-    given = copy.deepcopy(data)
-    data, ignored = schema.normalise(InputFile, data)
-    config = schema.build(InputFile, data)
-    checks.check_all(config)
-    return Input(
-        **{name: getattr(config, name) for name in InputFile.options() if name != "nvnmd"},
-        normalised=config.to_dict(),
-        notes=(*old, *ignored, *checks.notes(config, given)),
-    )
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'dpmodel.input' has no attribute {name!r}")
 
 
-def load_model(source: Mapping[str, Any]) -> ModelConfig:
-    """Check the `model` section of an input alone. Raises InputError with paths below `model`."""
-    from dpmodel.input import checks, schema
-
-    data, _ = schema.normalise(ModelFile, read({"model": source}))
-    config: ModelConfig = schema.build(ModelConfig, data["model"], "model")
-    checks.check_model(config)
-    return config
-
-
-def document(out_type: str = "rst", section: str | None = None) -> str:
-    """The reference of the input file, generated from the declarations: rst, md, json or json_schema.
-
-    section: a path such as "training" or "model.descriptor"; None is everything. Raises InputError.
-    """
-    from dpmodel.input import doc
-
-    return doc.document(out_type, section)
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from dpmodel.config import Config
 from dpmodel.errors import InputError
@@ -13,6 +13,7 @@ from dpmodel.input.sections import AdamWConfig, InputFile, ModelConfig, Training
 from dpmodel.input.values import show
 from dpmodel.nn.activation import activation
 from dpmodel.precision import PRECISIONS
+from dpmodel.training.schedules import ScheduleConfig, build_schedule
 
 __all__ = ["check_all", "check_model", "notes"]
 
@@ -21,6 +22,9 @@ def check_all(config: InputFile) -> None:
     """Raise InputError for the first thing that does not fit."""
     check_model(config.model)
     _check_training(config.training)
+    # With a run length in epochs the number of steps is not known yet; a long run leaves only what no run could mend.
+    steps = config.training.numb_steps
+    build_schedule(cast(ScheduleConfig, config.learning_rate), 2**31 if steps is None else steps)
 
 
 def notes(config: InputFile, given: dict[str, Any]) -> list[str]:

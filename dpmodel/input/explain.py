@@ -30,7 +30,7 @@ def explain(error: ArgumentError, root: type[Config], data: Any) -> InputError:
     if cls is None:
         return InputError(f"{path}: {error.message}")
     if (error.message or "").startswith("undefined key"):
-        return InputError(f"{path}: {_unknown(root, cls, info, here, parts, key)}")
+        return InputError(f"{path}: {_unknown(root, cls, parts, key)}")
     hint, option = hints(cls)[key], option_of(cls, key)
     if key not in here:
         return InputError(f"{path}: missing; expected {describe(hint)} ({option.doc.rstrip('.')})")
@@ -79,27 +79,22 @@ def _wrong_kind(path: str, info: Option, here: dict[str, Any]) -> InputError:
     return InputError(f"{path}.type: expected one of {listed}, got {show(value)}{suffix}")
 
 
-def _unknown(
-    root: type[Config], cls: type[Config], info: Option | None, here: dict[str, Any], parts: list[str], key: str
-) -> str:
+def _unknown(root: type[Config], cls: type[Config], parts: list[str], key: str) -> str:
     """What to say of a key that its section does not have."""
     names = list(cls.options()) + (["type"] if cls.key else [])
     spellings = {alias: name for name in cls.options() for alias in option_of(cls, name).aliases}
     if key in spellings:
         return f'another spelling of "{spellings[key]}", which is given as well; keep one'
-    says = ["unknown key"]
-    close = difflib.get_close_matches(key, [*names, *spellings], n=1)
-    if close:
-        says.append(f'did you mean "{close[0]}"?')
     elsewhere = [place for place, kind in _places(root) if place != (".".join(parts), cls.key) and _has(kind, key)]
     if elsewhere:
-        says.append(f'"{key}" belongs to {" or to ".join(_place(*place) for place in dict.fromkeys(elsewhere))}')
-    elif key in FOREIGN_KEYS:
-        says.append(f"it belongs to {FOREIGN_KEYS[key]}, not available in this version")
-    elif not close:
-        offered = [name for name in names if name == "type" or option_of(cls, name).effect != "refused"]
-        says.append(f"known here: {', '.join(offered)}")
-    return "; ".join(says)
+        return f'unknown key; "{key}" belongs to {" or to ".join(_place(*place) for place in dict.fromkeys(elsewhere))}'
+    if key in FOREIGN_KEYS:
+        return f"unknown key; it belongs to {FOREIGN_KEYS[key]}, not available in this version"
+    close = difflib.get_close_matches(key, [*names, *spellings], n=1)
+    if close:
+        return f'unknown key; did you mean "{close[0]}"?'
+    offered = [name for name in names if name == "type" or option_of(cls, name).effect == "acts"]
+    return f"unknown key; known here: {', '.join(offered)}"
 
 
 def _place(path: str, kind: str) -> str:

@@ -86,11 +86,12 @@ def convert(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 def _section(data: dict[str, Any], path: str) -> dict[str, Any] | None:
     """The section at `path`, made if it is absent; None where something else is in its place."""
+    here: Any = data
     for part in path.split("."):
-        data = data.setdefault(part, {})
-        if not isinstance(data, dict):
+        here = here.setdefault(part, {})
+        if not isinstance(here, dict):
             return None
-    return data
+    return here
 
 
 def _put(data: dict[str, Any], path: str, key: str, value: Any, source: str) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from dpmodel.errors import InputError
 
@@ -64,7 +65,7 @@ def _section(data: Any) -> dict[str, Any]:
 def plain(value: Any, path: str = "", depth: int = 0) -> Any:
     """A copy of `value` made of JSON's types. Raises InputError with the path of what does not fit."""
     if depth > _DEPTH:
-        raise InputError(f"{path.split('.')[0]}: nested more than {_DEPTH} levels deep")
+        raise InputError(f"{path.partition('.')[0]}: nested more than {_DEPTH} levels deep")
     if isinstance(value, _Repeated):
         raise InputError(f"{_join(path, value.key)}: the key is given twice; keep one")
     if isinstance(value, Mapping):
@@ -119,9 +120,8 @@ def _json(text: str) -> Any:
 
 
 def _yaml(text: str) -> Any:
-    import yaml  # loaded only where an input is YAML
-
-    loader_type: Any = type("Loader", (yaml.SafeLoader,), {})  # resolvers are added to it, not to yaml's own
+    class Loader(yaml.SafeLoader):
+        """Resolvers are added to this class, not to yaml's own."""
 
     def mapping(loader: Any, node: Any) -> dict[Any, Any]:
         loader.flatten_mapping(node)
@@ -131,10 +131,10 @@ def _yaml(text: str) -> Any:
         except TypeError:  # a list or a mapping as a key
             raise InputError(f"line {node.start_mark.line + 1}: expected keys to be strings") from None
 
-    loader_type.add_constructor("tag:yaml.org,2002:map", mapping)
+    Loader.add_constructor("tag:yaml.org,2002:map", mapping)
     number = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")
-    loader_type.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
     try:
-        return yaml.load(text, Loader=loader_type)  # a SafeLoader: no objects, no code
+        return yaml.load(text, Loader=Loader)  # noqa: S506 # a SafeLoader: no objects, no code
     except yaml.YAMLError as error:
         raise InputError(f"not valid YAML: {' '.join(str(error).split())}") from None

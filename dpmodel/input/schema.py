@@ -143,8 +143,8 @@ def build(cls: type[C], data: dict[str, Any], path: str = "") -> C:
     try:
         config = cls.from_dict({**data, **nested})
         config.check()
-        return config
     except InputError as error:
         raise error if str(error).startswith(path or "\0") else InputError(f"{path}: {error}") from None
     except ValueError as error:
         raise InputError(f"{path}: {error}" if path else str(error)) from None
+    return config

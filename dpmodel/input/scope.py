@@ -64,8 +64,7 @@ FOREIGN_KEYS: dict[str, str] = {
 
 
 def instead_of(path: str, kind: str) -> str | None:
-    """Why the kind `kind` of section `path` is not offered, "" if there is no more to say; None if the format does not
-    know it either."""
+    """Why the kind `kind` of section `path` is not offered ("" if there is no more to say); None if it is unknown."""
     return _KINDS.get(path, {}).get(kind)
 
 

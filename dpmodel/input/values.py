@@ -19,10 +19,15 @@ from dpmodel.config import Config, Option, freeze, thaw
 __all__ = ["accepts", "coerce", "describe", "dtypes", "hints", "option_of", "problem", "show"]
 
 
+_HINTS: dict[type[Config], dict[str, Any]] = {}
+
+
 def hints(cls: type[Config]) -> dict[str, Any]:
     """The resolved annotations of a `Config`'s options."""
-    found = typing.get_type_hints(cls)
-    return {name: found[name] for name in cls.options()}
+    if cls not in _HINTS:
+        found = typing.get_type_hints(cls)
+        _HINTS[cls] = {name: found[name] for name in cls.options()}
+    return _HINTS[cls]
 
 
 def option_of(cls: type[Config], name: str) -> Option:

@@ -1,0 +1,129 @@
+"""Wrong inputs: the message names the path, what was expected, what came, and the nearest known key."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpmodel.errors import InputError
+from dpmodel.input import load_input
+
+DATA = Path(__file__).parents[1] / "data" / "input"
+BASE: dict[str, Any] = json.loads((DATA / "sea.json").read_text())
+ABSENT = object()
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """sea.json with one value replaced, or removed where it is ABSENT."""
+    data = copy.deepcopy(BASE)
+    *sections, key = path.split(".")
+    here = data
+    for section in sections:
+        here = here.setdefault(section, {})
+    if value is ABSENT:
+        del here[key]
+    else:
+        here[key] = value
+    return data
+
+
+def message(path: str, value: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        load_input(changed(path, value))
+    return str(caught.value)
+
+
+CASES = re.findall(r"^(\S+) = (.+)\n    (.+)$", (DATA / "messages.txt").read_text(), re.MULTILINE)
+"""(path, value as JSON or `absent`, the message, which may end in ` ...` where another part of the library words it)."""
+
+
+@pytest.mark.parametrize(("path", "value", "says"), CASES)
+def test_message(path: str, value: str, says: str) -> None:
+    found = message(path, ABSENT if value == "absent" else json.loads(value))
+    if says.endswith(" ..."):
+        assert found.startswith(says.removesuffix("..."))
+    else:
+        assert found == says
+
+
+def test_all_cases_are_read() -> None:
+    assert len(CASES) == (DATA / "messages.txt").read_text().count("\n") / 2 > 80
+
+
+def test_values_that_json_cannot_hold() -> None:
+    assert message("model.info", {"a": {1: 2}}) == "model.info.a: expected keys to be strings, got 1"
+    assert message("model.info", {"a": {1}}) == "model.info.a: expected a value that JSON can hold, got set {1}"
+
+
+@pytest.mark.parametrize(
+    ("place", "kinds", "available"),
+    [
+        ("model.descriptor", ["se_e2_r", "se_r", "se_e3", "se_at", "se_e3_tebd", "dpa1", "se_atten", "se_atten_v2", "dpa2", "dpa3",
+                              "hybrid", "dpa4", "DPA4", "SeZM", "sezm"], '"se_e2_a"'),
+        ("model.fitting_net", ["dos", "property", "polar", "dipole", "population", "dpa4_ener"], '"ener"'),
+        ("model", ["frozen", "pairwise_dprc", "linear_ener", "pairtab", "dpa4"], '"standard"'),
+        ("loss", ["ener_spin", "dos", "tensor", "property", "dens", "denoise", "population"], '"ener"'),
+        ("optimizer", ["LKF", "AdaMuon", "HybridMuon"], '"Adam", "AdamW"'),
+    ],
+)  # fmt: skip
+def test_kinds_of_the_family_are_refused_by_name(place: str, kinds: list[str], available: str) -> None:
+    for kind in kinds:
+        found = message(f"{place}.type", kind)
+        assert found.startswith(f'{place}.type: "{kind}" is not available in this version')
+        assert found.endswith(f"Available: {available}")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.json", '{"model": {"rcut": 1, "rcut": 2}}', "model.rcut: the key is given twice; keep one"),
+        ("a.yaml", "model:\n  rcut: 1\n  rcut: 2\n", "model.rcut: the key is given twice; keep one"),
+        ("a.json", '{"model": {', "not valid JSON at line 1, column 12"),
+        ("a.json", "", "not valid JSON at line 1, column 1"),
+        ("a.json", "[1]", "expected an input with the sections model, training, ...; got list"),
+        ("a.json", '{"training": {"save_freq": NaN}}', "training.save_freq: expected a finite number, got nan"),
+        ("a.json", '{"training": {"save_freq": 1e999}}', "training.save_freq: expected a finite number, got inf"),
+        ("a.json", "[" * 100000, "nested too deeply"),
+        ("a.json", '{"a":' * 150 + "1" + "}" * 150, "a: nested more than 100 levels deep"),
+        ("a.yaml", "", "expected an input with the sections model, training, ...; got nothing"),
+        ("a.yaml", "a: [1", "not valid YAML"),
+        ("a.yaml", "a: {1: 2}", "a: expected keys to be strings, got 1"),
+        ("a.yaml", "[1]: 2", "line 1: expected keys to be strings"),
+        ("a.yaml", "a: !!python/object/apply:os.getcwd []", "not valid YAML"),
+        ("a.yaml", "a: 2020-01-01", "a: expected a value that JSON can hold, got date"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path: Path, name: str, text: str, says: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_input(path)
+    assert str(caught.value).startswith(f"{path}: {says}")
+
+
+def test_files_that_are_not_there_or_not_text(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot read the input file .*none\.json: No such file"):
+        load_input(tmp_path / "none.json")
+    with pytest.raises(InputError, match=r"cannot read the input file .*: Is a directory"):
+        load_input(tmp_path)
+    (tmp_path / "b.json").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(InputError, match=r"b\.json: expected text in UTF-8"):
+        load_input(tmp_path / "b.json")
+
+
+def test_comments_may_repeat(tmp_path: Path) -> None:
+    path = tmp_path / "input.json"
+    path.write_text(json.dumps(BASE).replace("{", '{"_comment": "a", "_comment": "b", ', 1))
+    assert load_input(path) == load_input(BASE)
+
+
+def test_itself_in_itself() -> None:
+    data = copy.deepcopy(BASE)
+    data["model"]["info"] = {"again": data}
+    with pytest.raises(InputError, match="model: nested more than 100 levels deep"):
+        load_input(data)
