@@ -1,0 +1,135 @@
+"""One quantity of a system on disk: the npy files of its sets, seen as one array over all frames.
+
+Files are mapped into memory, not read: only the frames that are asked for are copied. At most 256 maps are open at a
+time in the process (each holds a file descriptor), so the number of systems is not limited by `ulimit -n`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpmodel.data.system import Floats, Integers
+from dpmodel.errors import DataError
+
+__all__ = ["Column", "describe"]
+
+_CHECK_BYTES = 1 << 24
+"""Values are checked in pieces of this size, so that a check needs no memory to speak of."""
+
+
+def describe(shape: Sequence[int]) -> str:
+    """A shape for messages: "80 x 576"."""
+    return " x ".join(str(n) for n in shape) if shape else "a single number"
+
+
+@functools.lru_cache(maxsize=256)
+def _map(path: str, stamp: int) -> np.ndarray[Any, Any]:
+    """The array of a file, mapped. `stamp` (its time of change) is part of the key: files may be rewritten."""
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def _stamp(path: str) -> int:
+    return os.stat(path).st_mtime_ns
+
+
+def _open(path: str) -> np.ndarray[Any, Any]:
+    """The mapped array of a file that may be anything. Raises DataError."""
+    try:
+        array = _map(path, _stamp(path))
+    except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, MemoryError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"{path}: expected a complete npy file, but it cannot be read ({reason}). "
+            f"It may be truncated or of another format; write it again with numpy.save"
+        ) from None
+    if array.dtype.kind not in "fiu":
+        raise DataError(f"{path}: expected an npy file of numbers, found dtype {array.dtype}")
+    return array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Column:
+    """A quantity over all frames of a system. Make one with `Column.open`."""
+
+    paths: tuple[str, ...]
+    stamps: tuple[int, ...]
+    starts: Integers
+    """(nsets + 1,): number of the first frame of every set, and the number of all frames."""
+    size: int
+    """Numbers per frame."""
+
+    @classmethod
+    def open(
+        cls,
+        paths: Sequence[Path],
+        size: int,
+        frames: Sequence[int] | None,
+        what: str,
+        shape: tuple[int, ...] = (),
+    ) -> Column:
+        """Look at the files and check their shapes; values are checked by `check_finite`.
+
+        size: expected numbers per frame. frames: expected frames of every set; None takes what comes. what: how a
+        message explains `size`. A file is (frames, size); (frames, size / 3, 3), (frames, *shape), and (frames,) where
+        size is 1, hold the same numbers in the same order and are taken as well. Raises DataError.
+        """
+        legal = {(size,), (size // 3, 3), shape if size != 1 else ()}
+        counts = []
+        for k, path in enumerate(paths):
+            came = _open(str(path)).shape
+            wanted = frames[k] if frames is not None else (came[0] if came else 0)
+            same = bool(came) and came[1:] in legal and int(np.prod(came[1:], dtype=np.int64)) == size
+            if not same or came[0] != wanted:
+                number = "frames" if frames is None else str(wanted)
+                raise DataError(f"{path}: expected shape {number} x {size} ({what}), found {describe(came)}")
+            counts.append(wanted)
+        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        stamps = tuple(_stamp(str(path)) for path in paths)
+        return cls(paths=tuple(map(str, paths)), stamps=stamps, starts=starts, size=size)
+
+    def pieces(self) -> Iterator[tuple[str, int, np.ndarray[Any, Any]]]:
+        """(path, index of the first frame within the file, (k, size) values as stored), in order, in small pieces."""
+        for path, stamp in zip(self.paths, self.stamps, strict=True):
+            array = _map(path, stamp)
+            step = max(1, _CHECK_BYTES // max(1, self.size * array.dtype.itemsize))
+            for start in range(0, array.shape[0], step):
+                part = array[start : start + step]
+                yield path, start, part.reshape(part.shape[0], self.size)
+
+    def check_finite(self) -> None:
+        """Raise DataError naming the first frame that holds NaN or infinity."""
+        for path, start, part in self.pieces():
+            if part.dtype.kind != "f":
+                continue
+            # A sum is finite only if every term is: one pass without a temporary. It may also overflow, so look again.
+            with np.errstate(all="ignore"):
+                if np.isfinite(np.add.reduce(part, axis=None)):
+                    continue
+            bad = np.argwhere(~np.isfinite(part))
+            if len(bad):
+                frame, place = bad[0]
+                raise DataError(
+                    f"{path}: expected finite numbers, found {part[frame, place]} in frame {start + int(frame)} "
+                    f"(number {int(place)} of {self.size}); remove the frame or repair the file"
+                )
+
+    def read(self, frames: Integers, dtype: str) -> Floats:
+        """(f, size): the frames with these indices, converted."""
+        out = np.empty((len(frames), self.size), dtype)
+        if len(self.paths) == 1:
+            array = _map(self.paths[0], self.stamps[0])
+            out[...] = array[frames].reshape(out.shape)
+            return out
+        member = np.searchsorted(self.starts, frames, side="right") - 1
+        for k in np.unique(member):
+            chosen = member == k
+            rows = _map(self.paths[k], self.stamps[k])[frames[chosen] - self.starts[k]]
+            out[chosen] = rows.reshape(-1, self.size)
+        return out
