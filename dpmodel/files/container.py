@@ -92,7 +92,7 @@ def write_tree(
 
 def with_provenance(tree: Mapping[str, Any], provenance: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A copy that says who wrote it and when. Raises ModelFileError for a tree without ``model``."""
-    if not isinstance(tree, Mapping) or "model" not in tree:
+    if "model" not in tree:
         raise ModelFileError("a model file is a dictionary with the key 'model'; this tree has none")
     now = str(datetime.datetime.now(datetime.UTC))
     former = tree.get("dpmodel")

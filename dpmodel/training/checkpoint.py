@@ -77,8 +77,8 @@ class Checkpoint:
         path = Path(path)
         if path.suffix.lower() != ".dp":
             raise ModelFileError(f"{path}: a checkpoint is a .dp file; give it that suffix")
-        if not isinstance(self.step, int) or self.step < 0:
-            raise ModelFileError(f"{path}: the step of a checkpoint is a whole number of at least 0, not {self.step!r}")
+        if self.step < 0:
+            raise ModelFileError(f"{path}: the step of a checkpoint is at least 0, not {self.step!r}")
         own = {"dpmodel": __version__, "python": platform.python_version(), "numpy": np.__version__}
         content = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "model"}
         content["versions"] = {**self.versions, **own, "h5py": h5py.__version__}

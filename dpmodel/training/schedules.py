@@ -146,7 +146,7 @@ def build_schedule(config: ScheduleConfig, num_steps: int, *, workers: int = 1) 
     warmup = config.warmup_steps if config.warmup_ratio is None else int(config.warmup_ratio * num_steps)
     if warmup > 0 and warmup >= num_steps:
         raise InputError(
-            f"learning_rate: a warm-up of {warmup} steps must be shorter than the run of {num_steps}; lower warmup_steps"
+            f"learning_rate: a warm-up of {warmup} steps must be shorter than the run of {num_steps}; lower it"
         )
     scale = {"linear": float(workers), "sqrt": math.sqrt(workers)}.get(config.scale_by_worker or "none", 1.0)
     start, stop = config.start_lr * scale, _stop_lr(config) * scale
