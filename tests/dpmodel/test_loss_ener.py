@@ -58,7 +58,8 @@ def make_batch(atypes: list[list[int]], seed: int = 0) -> tuple[dict[str, Any], 
     shapes = {"energy": (f, 1), "force": (n, 3), "virial": (f, 9), "atom_energy": (n, 1)}
     prediction = {name: rng.normal(size=shape) for name, shape in shapes.items()}
     label_shapes = {
-        "energy": (f, 1), "force": (n, 3), "virial": (f, 9), "atom_ener": (n, 1), "atom_ener_coeff": (n, 1), "drdq": (n, 3, 2)
+        "energy": (f, 1), "force": (n, 3), "virial": (f, 9), "atom_ener": (n, 1), "atom_ener_coeff": (n, 1),
+        "drdq": (n, 3, 2),
     }  # fmt: skip
     labels = {name: rng.normal(size=shape) for name, shape in label_shapes.items()}
     labels["atom_pref"] = rng.uniform(0.5, 2.0, size=(n, 3))
@@ -71,7 +72,10 @@ def everything_found() -> dict[str, float]:
 
 def by_loops(cfg: EnerLossConfig, p: dict, lab: dict, found: dict, graph: Graph, ratio: float) -> tuple[float, dict]:
     """The specification's table, frame by frame and atom by atom, in plain Python floats."""
-    frames = [[i for i in range(len(graph.frame)) if graph.frame[i] == f and graph.atype[i] >= 0] for f in range(len(graph.natoms))]
+    frames = [
+        [i for i in range(len(graph.frame)) if graph.frame[i] == f and graph.atype[i] >= 0]
+        for f in range(len(graph.natoms))
+    ]
     real = [f for f, atoms in enumerate(frames) if atoms]
     mae, huber = cfg.loss_func == "mae", cfg.use_huber and cfg.loss_func == "mse"
     delta_e, delta_f, delta_v = cfg.deltas()
@@ -127,7 +131,9 @@ def by_loops(cfg: EnerLossConfig, p: dict, lab: dict, found: dict, graph: Graph,
         w, found_w = np.ones_like(w), 1.0
     value = per_atom(lambda i: mean([w[i, a] * (abs(rel[i, a]) if mae else rel[i, a] ** 2) for a in range(3)]))
     terms["pf"] = (value, value if mae else math.sqrt(value), found_w * found["force"])
-    q = [[sum(lab["drdq"][i, a, j] * plain[i, a] for i in atoms for a in range(3)) for j in range(2)] for atoms in frames]
+    q = [
+        [sum(lab["drdq"][i, a, j] * plain[i, a] for i in atoms for a in range(3)) for j in range(2)] for atoms in frames
+    ]
     value = mean([mean([x * x for x in q[f]]) for f in real])
     terms["gf"] = (value, math.sqrt(value), found["drdq"] * found["force"])
     total, metrics = 0.0, {}
@@ -228,7 +234,9 @@ def pad(rng: Any, x: np.ndarray, rows: int, garbage: float) -> np.ndarray:
     garbage=st.sampled_from([0.0, 1e30, math.nan]),
     seed=st.integers(0, 10),
 )
-def test_padding_changes_nothing(name: str, sizes: list[int], atoms: int, frames: int, garbage: float, seed: int) -> None:
+def test_padding_changes_nothing(
+    name: str, sizes: list[int], atoms: int, frames: int, garbage: float, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     atypes = [rng.integers(0, 2, size).tolist() for size in sizes]
     prediction, labels, graph = make_batch(atypes, seed)
@@ -283,7 +291,9 @@ def test_golden(name: str) -> None:
     loss = build_loss(EnerLossConfig.from_dict(case["loss"]), case["start_lr"])
     found = dict.fromkeys(parts["label"], 1.0)
     assert_result(
-        loss(parts["prediction"], parts["label"], found, graph, case["lr"]), (case["value"], case["metrics"]), rtol=1e-10
+        loss(parts["prediction"], parts["label"], found, graph, case["lr"]),
+        (case["value"], case["metrics"]),
+        rtol=1e-10,
     )
 
 
@@ -308,10 +318,12 @@ def test_labels_and_outputs() -> None:
 
 
 def test_config() -> None:
-    assert CONFIGS == (EnerLossConfig,) and EnerLossConfig.key == "ener" and EnerLossConfig.aliases == ("ener_hess",)
+    assert (
+        list(CONFIGS) == [EnerLossConfig] and EnerLossConfig.key == "ener" and EnerLossConfig.aliases == ("ener_hess",)
+    )
     default = EnerLossConfig()
     assert default.to_dict()["type"] == "ener" and EnerLossConfig.from_dict(default.to_dict()) == default
-    assert (default.start_pref_e, default.limit_pref_e, default.start_pref_f, default.limit_pref_f) == (0.02, 1, 1000, 1)
+    assert default.prefactors("e") == (0.02, 1.0) and default.prefactors("f") == (1000.0, 1.0)
     assert all(field.metadata["option"].doc for field in EnerLossConfig.options().values())
     assert hash(EnerLoss(default, 1.0)) == hash(EnerLoss(EnerLossConfig(), 1.0))
 

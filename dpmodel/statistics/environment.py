@@ -1,0 +1,130 @@
+"""Statistics of the environment matrix: what descriptors normalise their inputs with.
+
+For every centre type, over all sum(sel) slots of all its atoms (an empty slot and an excluded pair count, with
+value 0): mean and deviation of the radial entry, and the deviation of the three angular entries taken together.
+Always with the polynomial switch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from dpmodel.geometry.switch import env_mat
+from dpmodel.graph import Graph, Slots
+from dpmodel.ops import take_rows
+from dpmodel.statistics.items import StatItem
+
+__all__ = ["environment_items", "environment_mean_and_deviation", "environment_statistics", "item_names"]
+
+
+def item_names(ntypes: int, *, radial_only: bool = False) -> tuple[str, ...]:
+    """Names of the items of every centre type: `r_0`, `a_0`, `r_1`, ...; without the `a` if `radial_only`."""
+    kinds = ("r",) if radial_only else ("r", "a")
+    return tuple(f"{kind}_{t}" for t in range(ntypes) for kind in kinds)
+
+
+def environment_items(
+    graphs: Iterable[Graph],
+    view: int,
+    *,
+    rcut: float,
+    rcut_smth: float,
+    sel: tuple[int, ...],
+    ntypes: int,
+    protection: float = 0.0,
+    exclude_types: tuple[tuple[int, int], ...] = (),
+    radial_only: bool = False,
+) -> dict[str, StatItem]:
+    """Running sums over graphs of NumPy arrays, by the names of `item_names`.
+
+    view: position in `Graph.views`; both kinds of view serve. rcut, rcut_smth, protection: Å. exclude_types: pairs of
+    types (in either order) that the descriptor leaves out. Virtual centres do not count.
+    Raises ValueError where an atom has more neighbours in the view than sum(sel).
+    """
+    kinds = ("r",) if radial_only else ("r", "a")
+    items = {name: StatItem() for name in item_names(ntypes, radial_only=radial_only)}
+    for graph in graphs:
+        matrix, number = _rows(graph, view, rcut, rcut_smth, protection, exclude_types, ntypes, radial_only)
+        if number.size and number.max() > sum(sel):
+            raise ValueError(f"an atom has {number.max()} neighbours in view {view}, more than sum(sel) = {sum(sel)}")
+        atype = np.asarray(graph.atype[: graph.frame.shape[0]])
+        for t in range(ntypes):
+            centres = atype == t
+            slots = float(np.sum(centres) * sum(sel))
+            for kind, columns, width in zip(kinds, (slice(0, 1), slice(1, 4)), (1, 3), strict=False):
+                part = matrix[centres][..., columns]
+                found = StatItem.of(part)
+                items[f"{kind}_{t}"] += StatItem(slots * width, found.total, found.squares)
+    return items
+
+
+def environment_mean_and_deviation(
+    items: Mapping[str, StatItem], ntypes: int, *, radial_only: bool = False, protect: float = 1e-2
+) -> tuple[np.ndarray, np.ndarray]:
+    """davg and dstd, each (ntypes, 4), or (ntypes, 1) if `radial_only`; deviations are at least `protect`.
+
+    Types that do not occur have mean 0 and deviation 0.1. The mean of the angular entries is 0 by symmetry.
+    """
+    davg, dstd = np.zeros((ntypes, 4)), np.zeros((ntypes, 4))
+    for t in range(ntypes):
+        radial = items[f"r_{t}"]
+        davg[t, 0], dstd[t, 0] = radial.avg(), radial.std(protection=protect)
+        if not radial_only:
+            dstd[t, 1:] = items[f"a_{t}"].std(protection=protect)
+    return (davg[:, :1], dstd[:, :1]) if radial_only else (davg, dstd)
+
+
+def environment_statistics(
+    graphs: Iterable[Graph],
+    view: int,
+    *,
+    rcut: float,
+    rcut_smth: float,
+    sel: tuple[int, ...],
+    ntypes: int,
+    protection: float = 0.0,
+    exclude_types: tuple[tuple[int, int], ...] = (),
+    radial_only: bool = False,
+    protect: float = 1e-2,
+) -> tuple[np.ndarray, np.ndarray, dict[str, StatItem]]:
+    """davg, dstd and the items they come from: `environment_items`, then `environment_mean_and_deviation`."""
+    items = environment_items(
+        graphs, view, rcut=rcut, rcut_smth=rcut_smth, sel=sel, ntypes=ntypes, protection=protection,
+        exclude_types=exclude_types, radial_only=radial_only,
+    )  # fmt: skip
+    davg, dstd = environment_mean_and_deviation(items, ntypes, radial_only=radial_only, protect=protect)
+    return davg, dstd, items
+
+
+def _rows(
+    graph: Graph,
+    view: int,
+    rcut: float,
+    rcut_smth: float,
+    protection: float,
+    exclude_types: tuple[tuple[int, int], ...],
+    ntypes: int,
+    radial_only: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(n, w, 4 or 1) environment rows of every slot of the view, 0 where excluded; (n,) neighbours of every atom."""
+    edge, mask = _table(graph.views[view])
+    n, n_edges = graph.frame.shape[0], graph.edge_vec.shape[0]
+    if n_edges == 0:
+        return np.zeros((n, 0, 1 if radial_only else 4)), np.zeros(n, dtype=np.int64)
+    edges, _ = env_mat(graph.edge_vec, graph.edge_mask, rcut, rcut_smth, protection, radial_only=radial_only)
+    atype = np.asarray(graph.atype)
+    excluded = np.zeros((ntypes, ntypes), dtype=bool)
+    for a, b in exclude_types:
+        excluded[a, b] = excluded[b, a] = True
+    kept = ~excluded[atype[np.asarray(graph.centre)], atype[np.asarray(graph.neighbour)]]
+    shown = (mask & kept[edge])[..., None]
+    return np.where(shown, take_rows(edges, edge), 0.0), np.sum(mask, axis=1)
+
+
+def _table(view: Slots | tuple[Slots, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """(n, w) edges and mask of a view; the tables of a typed one side by side."""
+    parts = view if isinstance(view, tuple) else (view,)
+    edge = np.concatenate([np.asarray(part.edge) for part in parts], axis=1)
+    return edge, np.concatenate([np.asarray(part.mask) for part in parts], axis=1)
