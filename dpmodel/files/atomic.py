@@ -34,7 +34,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) 
         try:
             write(temporary)
             _sync(temporary, os.O_RDWR)
-            os.replace(temporary, path)
+            temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -52,13 +52,13 @@ def atomic_symlink(path: str | os.PathLike[str], target: str | os.PathLike[str])
     temporary = _temporary(path)
     try:
         _refuse_odd_targets(path)
-        os.symlink(os.path.relpath(target, path.parent), temporary)
+        temporary.symlink_to(os.path.relpath(target, path.parent))
     except (OSError, NotImplementedError):
         # Windows without the privilege, FAT and some network file systems have no symbolic links.
         atomic_write(path, lambda copy: shutil.copyfile(target, copy))
         return
     try:
-        os.replace(temporary, path)
+        temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -82,7 +82,7 @@ def _temporary(path: Path) -> Path:
 
 
 def _refuse_odd_targets(path: Path) -> None:
-    """os.replace would turn a device such as /dev/null into a plain file."""
+    """Replacing would turn a device such as /dev/null into a plain file."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "it is a folder; give the name of a file", str(path))
     if path.exists() and not path.is_file():

@@ -18,7 +18,7 @@ is executed: no pickles, no YAML tags, no links out of the file. ::
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 import os
 from collections.abc import Mapping
@@ -94,7 +94,7 @@ def with_provenance(tree: Mapping[str, Any], provenance: Mapping[str, Any] | Non
     """A copy that says who wrote it and when. Raises ModelFileError for a tree without ``model``."""
     if "model" not in tree:
         raise ModelFileError("a model file is a dictionary with the key 'model'; this tree has none")
-    now = str(datetime.datetime.now(datetime.UTC))
+    now = str(dt.datetime.now(dt.UTC))
     former = tree.get("dpmodel")
     kept = former if isinstance(former, Mapping) else {}
     own = {**kept, "version": __version__, "time": now, **(provenance or {})}
@@ -143,8 +143,7 @@ def load_tree(file: h5py.File, path: Path) -> dict[str, Any]:
         return read_dataset(file, leaf, str(path))
 
     try:
-        tree: dict[str, Any] = _map_variables(plain, get)
-        return tree
+        return _map_variables(plain, get)
     except RecursionError as error:
         raise ModelFileError(f"{path}: the tree is nested too deeply to be a model") from error
 
@@ -218,7 +217,7 @@ def _checked_form(path: Path) -> str:
         raise ModelFileError(f"{path}: there is no such file (in {path.absolute().parent})")
     form = _known_form(path)
     try:
-        with open(path, "rb") as stream:
+        with path.open("rb") as stream:
             head = stream.read(8)
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from error

@@ -63,7 +63,7 @@ def write_hdf5(path: str | os.PathLike[str], fill: Callable[[h5py.File], None]) 
         fill(file)
 
     def write(temporary: Path) -> None:
-        with open(temporary, "xb") as stream:
+        with temporary.open("xb") as stream:
             stream.write(image.getbuffer())
 
     atomic_write(path, write)

@@ -6,7 +6,7 @@ DeePMD-kit writes it; one without elements also says its ``shape``, which nested
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 import math
 import re
@@ -25,9 +25,7 @@ __all__ = ["parse_text", "write_text"]
 _Loader: Any = type("_Loader", (getattr(yaml, "CSafeLoader", yaml.SafeLoader),), {})
 """The safe loader (in C where possible), with YAML 1.2's floats: in YAML 1.1 a float needs a point; 1e-17 is text."""
 
-_Dumper: Any = type(
-    "_Dumper", (getattr(yaml, "CSafeDumper", yaml.SafeDumper),), {"ignore_aliases": lambda self, data: True}
-)
+_Dumper: Any = type("_Dumper", (getattr(yaml, "CSafeDumper", yaml.SafeDumper),), {"ignore_aliases": lambda *_: True})
 """The safe dumper. It quotes text that `_Loader` would read as a float, and writes no anchors for repeated lists."""
 
 for _class in (_Loader, _Dumper):
@@ -42,14 +40,9 @@ def parse_text(path: Path, form: str) -> dict[str, Any]:
     """The tree in a YAML or JSON file. Raises ModelFileError naming the file, and the line where there is one."""
     try:
         text = path.read_text(encoding="utf-8")
-        tree = json.loads(text) if form == "JSON" else yaml.load(text, Loader=_Loader)
-        if not isinstance(tree, dict):
-            raise ModelFileError(
-                f"{path} should hold a dictionary with the key 'model', it holds a {type(tree).__name__}"
-            )
+        tree = json.loads(text) if form == "JSON" else _load_yaml(text)
         # An element takes at least one character, unless aliases repeat it; a small file must not fill the memory.
-        decoded: dict[str, Any] = _decode(tree, str(path), _Budget(1_000_000 + 10 * len(text)))
-        return decoded
+        tree = _decode(tree, str(path), _Budget(1_000_000 + 10 * len(text)))
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from error
     except RecursionError as error:
@@ -60,6 +53,17 @@ def parse_text(path: Path, form: str) -> dict[str, Any]:
         raise ModelFileError(
             f"{path} is not {form} ({error}). It is damaged or another kind of file; copy it again."
         ) from error
+    if not isinstance(tree, dict):
+        raise ModelFileError(f"{path} should hold a dictionary with the key 'model', it holds a {type(tree).__name__}")
+    return tree
+
+
+def _load_yaml(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def write_text(path: Path, tree: dict[str, Any], form: str) -> None:
@@ -71,7 +75,7 @@ def write_text(path: Path, tree: dict[str, Any], form: str) -> None:
         text = yaml.dump(plain, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=200)
 
     def write(temporary: Path) -> None:
-        with open(temporary, "x", encoding="utf-8", newline="\n") as stream:
+        with temporary.open("x", encoding="utf-8", newline="\n") as stream:
             stream.write(text + "\n")
 
     try:
@@ -100,7 +104,7 @@ def _decode(value: Any, where: str, budget: _Budget) -> Any:
         return {key: _decode(item, f"{where}/{key}", budget) for key, item in value.items()}
     if isinstance(value, list):
         return [_decode(item, f"{where}/{k}", budget) for k, item in enumerate(value)]
-    if isinstance(value, datetime.date):
+    if isinstance(value, dt.date):
         # YAML reads an unquoted time as one; the tree holds text.
         return str(value)
     return value

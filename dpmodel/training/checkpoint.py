@@ -165,7 +165,7 @@ def check_whole(path: Path) -> int:
 
 def _check_kind(path: Path) -> None:
     try:
-        with open(path, "rb") as stream:
+        with path.open("rb") as stream:
             head = stream.read(len(MAGIC))
     except OSError as error:
         raise ModelFileError(f"{path}: this checkpoint cannot be read: {error.strerror or error}") from error

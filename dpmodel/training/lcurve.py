@@ -84,7 +84,7 @@ class LearningCurve:
         header += "   lr      "
         if self._append and _names(self.path) != header.split()[1:]:
             aside = self.path.with_name(self.path.name + ".old")
-            os.replace(self.path, aside)
+            self.path.replace(aside)
             logger.warning("%s has other columns than this run; it is kept as %s", self.path, aside)
             self._append = False
         if not self._append:
@@ -92,7 +92,7 @@ class LearningCurve:
 
     def _put(self, line: str) -> None:
         try:
-            with open(self.path, "a", encoding="utf-8", newline="\n") as stream:
+            with self.path.open("a", encoding="utf-8", newline="\n") as stream:
                 stream.write(line)
         except OSError as error:
             what = f"cannot write the learning curve {self.path}: {error.strerror or error}"

@@ -27,8 +27,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from importlib import import_module
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 from dpmodel.training.lcurve import Metrics
 
@@ -64,7 +65,7 @@ def time_line(step: int, seconds: float, left: float | None = None, now: datetim
     line = f"Batch {step:7d}: total wall time = {seconds:.2f} s"
     if left is None:
         return line
-    end = (datetime.now() if now is None else now) + timedelta(seconds=left)
+    end = (datetime.now().astimezone() if now is None else now) + timedelta(seconds=left)
     return f"{line}, eta = {hours(left)} at {end:%Y-%m-%d %H:%M}"
 
 
@@ -100,7 +101,7 @@ class Progress:
         self._reported_step, self._reports, self._done = start_step, 0, 0
         self._bar: _Bar | None = None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         if self.enabled and _is_terminal(self._stream):
             self._bar = _Bar.open(self._stream, self.num_steps, self.start_step)
         self._begin = self._counted_from = self._last = self._reported_at = self._clock()
@@ -165,12 +166,13 @@ class _Bar:
     def open(cls, stream: TextIO, num_steps: int, start_step: int) -> _Bar | None:
         """None where rich is missing or the terminal refuses."""
         try:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            # Only here: rich is optional and takes a while to import.
+            console, rich = import_module("rich.console"), import_module("rich.progress")
         except ImportError:
             return None
-        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-        bar = Progress(*columns, console=Console(file=stream), auto_refresh=False)
+        columns = (rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeRemainingColumn())
+        metrics = rich.TextColumn("{task.description}", markup=False)
+        bar = rich.Progress(*columns, metrics, console=console.Console(file=stream), auto_refresh=False)
         bar.add_task("", total=num_steps, completed=start_step)
         handlers = _handlers_above(stream, bar)
         try:

@@ -55,7 +55,7 @@ def save_and_leave() -> Iterator[Request]:
         return
     interrupts = 0
 
-    def handle(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
         nonlocal interrupts
         interrupts += number == signal.SIGINT
         if interrupts > 1:

@@ -52,17 +52,22 @@ def example(step: int = 1000) -> Checkpoint:
 
 def same(a: Any, b: Any) -> None:
     if isinstance(a, np.ndarray):
-        assert isinstance(b, np.ndarray) and a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+        assert isinstance(b, np.ndarray)
+        assert a.dtype == b.dtype
+        assert a.shape == b.shape
+        assert a.tobytes() == b.tobytes()
     elif isinstance(a, dict):
         assert list(a) == list(b)
         for key in a:
             same(a[key], b[key])
     elif isinstance(a, list | tuple):
-        assert isinstance(b, list) and len(a) == len(b)
+        assert isinstance(b, list)
+        assert len(a) == len(b)
         for x, y in zip(a, b, strict=True):
             same(x, y)
     else:
-        assert type(a) is type(b) and a == b
+        assert type(a) is type(b)
+        assert a == b
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -72,7 +77,8 @@ def test_round_trip(tmp_path: Path) -> None:
     after = Checkpoint.load(path)
     for name in ("step", "state", "optimizer", "schedule", "sampler", "random", "ema", "validation", "input"):
         same(getattr(before, name), getattr(after, name))
-    assert after.versions["torch"] == "2.13.0" and after.versions["numpy"] == np.__version__
+    assert after.versions["torch"] == "2.13.0"
+    assert after.versions["numpy"] == np.__version__
     generator = np.random.default_rng()
     generator.bit_generator.state = after.random["numpy"]
     assert check_whole(path) == 1000
@@ -97,7 +103,8 @@ def test_readable_with_h5py_alone(tmp_path: Path) -> None:
         group = file["training"]
         assert group["state/descriptor.networks.0.layers.0.w"].dtype == np.float32
         assert group["optimizer/exp_avg/fitting.layers.1.b"].shape == (2, 3)
-        assert group.attrs["format_version"] == FORMAT_VERSION and group.attrs["step"] == 1000
+        assert group.attrs["format_version"] == FORMAT_VERSION
+        assert group.attrs["step"] == 1000
         assert json.loads(group.attrs["json"])["input"]["model"]["descriptor"]["rcut"] == 6.0
 
 
@@ -217,7 +224,7 @@ def test_upgrades() -> None:
 # --- safety -----------------------------------------------------------------------------------------------
 
 
-def full_disk(*args: Any, **options: Any) -> None:
+def full_disk(*_args: Any, **_options: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -230,7 +237,8 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OSError, match="No space left"):
         family.save(2, example(2).save)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-    assert latest("model.ckpt") == first and Path("checkpoint").read_text() == "model.ckpt-1.dp\n"
+    assert latest("model.ckpt") == first
+    assert Path("checkpoint").read_text() == "model.ckpt-1.dp\n"
 
 
 SAVE_FOREVER = """
@@ -296,7 +304,7 @@ def test_newest_by_step_are_kept(here: Path) -> None:
     family.save(1000, put)
     assert names(here) == ["model.ckpt-1000.dp", "model.ckpt-200.dp", "model.ckpt.dp"]
     assert [step for step, _ in family.existing()] == [200, 1000]
-    assert os.readlink("model.ckpt.dp") == "model.ckpt-1000.dp"
+    assert Path("model.ckpt.dp").readlink() == Path("model.ckpt-1000.dp")
 
 
 def test_rerun_below_an_older_run(here: Path) -> None:
@@ -305,7 +313,7 @@ def test_rerun_below_an_older_run(here: Path) -> None:
         Family("model.ckpt", keep=0).save(step, put)
     assert len(names(here)) == 5
 
-    def fails(path: Path) -> None:
+    def fails(_path: Path) -> None:
         raise OSError("no")
 
     with pytest.raises(OSError, match="no"):
@@ -328,7 +336,7 @@ def test_foreign_names_and_links_are_left_alone(here: Path) -> None:
     for name in foreign:
         Path(name).write_text("")
     Path("model.ckpt-2.dp").mkdir()
-    os.symlink("x.tmp", "model.ckpt-3.dp")
+    Path("model.ckpt-3.dp").symlink_to("x.tmp")
     Path(".model.ckpt-4.dp.0123abcd.tmp").write_text("left by a killed run")
     family = Family("model.ckpt", keep=1)
     family.save(10, put)
@@ -347,18 +355,22 @@ def test_save_dir_and_averages(here: Path) -> None:
     assert names(here / "out") == ["model.ckpt.dp", "model_ema.ckpt.dp"]
     assert Path("out/model_ema.ckpt.dp").read_text() == "model_ema.ckpt-3.dp"
     assert Path("checkpoint").read_text() == f"{Path('deep/er/model.ckpt-1.dp')}\n"
-    assert Family("model.dp").path(3) == Path("model-3.dp") and Family("model.dp").link == Path("model.dp")
+    assert Family("model.dp").path(3) == Path("model-3.dp")
+    assert Family("model.dp").link == Path("model.dp")
     assert [averaged_name(name) for name in ("val.log", "best.ckpt", "a")] == ["val_ema.log", "best_ema.ckpt", "a_ema"]
 
 
-def test_without_links(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("here")
+def test_without_links(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(atomic.os, "symlink", full_disk)
     Family("model.ckpt").save(1, put)
-    assert not Path("model.ckpt.dp").is_symlink() and Path("model.ckpt.dp").read_text() == "model.ckpt-1.dp"
+    assert not Path("model.ckpt.dp").is_symlink()
+    assert Path("model.ckpt.dp").read_text() == "model.ckpt-1.dp"
 
 
+@pytest.mark.usefixtures("here")
 def test_a_file_that_cannot_be_removed_does_not_stop_the_run(
-    here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     family = Family("model.ckpt", keep=1)
     family.save(1, put)
@@ -374,16 +386,19 @@ def test_keep_count(ratio: float | None, num_steps: int, expected: int) -> None:
     assert keep_count(5, ratio, num_steps, 10) == expected
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("name", ["model.ckpt", "model.ckpt.dp"])
-def test_latest(name: str, here: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_latest(name: str, caplog: pytest.LogCaptureFixture) -> None:
     assert latest(name) is None
     family = Family("model.ckpt")
     for step in (9, 10, 100):
         family.save(step, example(step).save)
-    assert latest(name) == Path("model.ckpt-100.dp") and latest(Path(name)) == Path("model.ckpt-100.dp")
+    assert latest(name) == Path("model.ckpt-100.dp")
+    assert latest(Path(name)) == Path("model.ckpt-100.dp")
     Path("model.ckpt-100.dp").write_bytes(Path("model.ckpt-100.dp").read_bytes()[:3000])
     assert latest(name) == Path("model.ckpt-10.dp")
-    assert "model.ckpt-100.dp" in caplog.text and "Trying the one before" in caplog.text
+    assert "model.ckpt-100.dp" in caplog.text
+    assert "Trying the one before" in caplog.text
     assert latest("model.ckpt-9") == latest("model.ckpt-9.dp") == Path("model.ckpt-9.dp")
     with pytest.raises(ModelFileError, match="truncated"):
         latest("model.ckpt-100.dp")
@@ -395,7 +410,8 @@ def test_latest(name: str, here: Path, caplog: pytest.LogCaptureFixture) -> None
         latest(name)
 
 
-def test_latest_elsewhere(here: Path) -> None:
+@pytest.mark.usefixtures("here")
+def test_latest_elsewhere() -> None:
     Family("a/m", save_dir="b").save(3, example(3).save)
     assert latest("a/m", "b") == Path("b/m-3.dp")
     assert latest("a/m") == Path("a/m.dp")

@@ -12,7 +12,6 @@ import pytest
 
 from dpmodel.errors import InputError
 from dpmodel.files import atomic
-from dpmodel.training import lcurve
 from dpmodel.training.lcurve import LearningCurve, read_lcurve
 
 NOTE = "# If there is no available reference data, rmse_*_{val,trn} will print nan"
@@ -45,7 +44,8 @@ def test_metric_of_the_validation_data_only(path: Path) -> None:
     LearningCurve(path).write(1, {"rmse_f": 1.0, "mae": 2.0}, {"rmse_f": 3.0, "rmse": 4.0}, 1e-3)
     table = read_lcurve(path)
     assert list(table) == ["step", "mae_trn", "rmse_val", "rmse_trn", "rmse_f_val", "rmse_f_trn", "lr"]
-    assert table["rmse_val"][0] == 4.0 and np.isnan(table["rmse_trn"][0])
+    assert table["rmse_val"][0] == 4.0
+    assert np.isnan(table["rmse_trn"][0])
 
 
 def test_tasks_in_their_order(path: Path) -> None:
@@ -55,7 +55,8 @@ def test_tasks_in_their_order(path: Path) -> None:
     table = read_lcurve(path)
     assert list(table) == ["step", "a_val_water", "a_trn_water", "b_val_water", "b_trn_water", "a_trn_ice", "lr"]
     assert [column[0] for column in table.values()] == [1, 5, 2, 4, 1, 3, 1e-3]
-    assert table["b_trn_water"][1] == 6 and np.isnan(table["a_trn_ice"][1])
+    assert table["b_trn_water"][1] == 6
+    assert np.isnan(table["a_trn_ice"][1])
 
 
 def test_read_back(path: Path) -> None:
@@ -65,9 +66,11 @@ def test_read_back(path: Path) -> None:
             step, {"rmse": step / 7, "rmse_v": float("nan")}, {"rmse": step / 3, "rmse_v": float("inf")}, 1e-3 / step
         )
     table = read_lcurve(path)
-    assert table["step"].dtype == np.int64 and table["step"].tolist() == [1, 1000, 2000]
+    assert table["step"].dtype == np.int64
+    assert table["step"].tolist() == [1, 1000, 2000]
     np.testing.assert_allclose(table["rmse_trn"], np.array([1, 1000, 2000]) / 7, rtol=5e-3)
-    assert np.all(np.isnan(table["rmse_v_trn"])) and np.all(np.isinf(table["rmse_v_val"]))
+    assert np.all(np.isnan(table["rmse_v_trn"]))
+    assert np.all(np.isinf(table["rmse_v_val"]))
     np.testing.assert_allclose(table["lr"], 1e-3 / np.array([1, 1000, 2000]), rtol=5e-2)
 
 
@@ -82,20 +85,22 @@ def test_a_new_run_replaces(path: Path) -> None:
     curve = LearningCurve(path)
     assert read_lcurve(path)["step"].tolist() == [1, 2, 3]
     curve.write(1, {"other": 0.0}, None, 1e-3)
-    assert list(read_lcurve(path)) == ["step", "other_trn", "lr"] and read_lcurve(path)["step"].tolist() == [1]
+    assert list(read_lcurve(path)) == ["step", "other_trn", "lr"]
+    assert read_lcurve(path)["step"].tolist() == [1]
 
 
 def test_restart_drops_rows_beyond_and_appends(path: Path) -> None:
     rows(path, 1, 100, 200, 300)
-    with open(path, "a") as stream:
+    with path.open("a") as stream:
         stream.write("    400      4.0")
     curve = LearningCurve(path, restored_step=200)
     assert read_lcurve(path)["step"].tolist() == [1, 100, 200]
     curve.write(300, {"rmse": 7.0}, None, 1e-3)
     table = read_lcurve(path)
-    assert table["step"].tolist() == [1, 100, 200, 300] and table["rmse_trn"][-1] == 7.0
+    assert table["step"].tolist() == [1, 100, 200, 300]
+    assert table["rmse_trn"][-1] == 7.0
     assert path.read_text().count("# step") == 1
-    assert os.listdir(path.parent) == [path.name]
+    assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("content", [None, ""])
@@ -125,7 +130,8 @@ def test_deepmd_file_with_a_second_header(path: Path) -> None:
     head = "#  step      rmse_trn    rmse_e_trn         lr\n"
     path.write_text(head + "# a remark\n      0   1.0 2.0 1e-3\n" + head + "\n    100   0.5 nan 1e-4\n")
     table = read_lcurve(path)
-    assert table["step"].tolist() == [0, 100] and table["rmse_trn"].tolist() == [1.0, 0.5]
+    assert table["step"].tolist() == [0, 100]
+    assert table["rmse_trn"].tolist() == [1.0, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +162,7 @@ def test_missing(path: Path) -> None:
         read_lcurve(path)
 
 
-def full_disk(*args: Any, **options: Any) -> None:
+def full_disk(*_args: Any, **_options: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -170,6 +176,6 @@ def test_full_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert path.read_bytes() == before
     curve = LearningCurve(path, restored_step=3)
     curve.write(4, {"rmse": 1.0}, None, 1e-3)
-    monkeypatch.setattr(lcurve, "open", full_disk, raising=False)
+    monkeypatch.setattr(Path, "open", full_disk)
     with pytest.raises(OSError, match=r"cannot write the learning curve .*No space left"):
         curve.write(5, {"rmse": 1.0}, None, 1e-3)

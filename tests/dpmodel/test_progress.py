@@ -8,7 +8,7 @@ import logging
 import re
 import subprocess
 import sys
-from datetime import datetime
+from datetime import UTC, datetime
 
 import pytest
 
@@ -72,7 +72,7 @@ def test_metric_lines() -> None:
 
 def test_time_line() -> None:
     assert time_line(1000, 12.314) == "Batch    1000: total wall time = 12.31 s"
-    line = time_line(1000, 12.3, 3600 * 26 + 63.9, datetime(2025, 6, 1, 23, 30))
+    line = time_line(1000, 12.3, 3600 * 26 + 63.9, datetime(2025, 6, 1, 23, 30, tzinfo=UTC))
     assert line == "Batch    1000: total wall time = 12.30 s, eta = 26:01:03 at 2025-06-03 01:31"
     assert hours(0.0) == "0:00:00"
 
@@ -125,7 +125,8 @@ def test_disabled(lines: Lines) -> None:
     terminal = Terminal()
     with Progress(10, enabled=False, stream=terminal) as progress:
         run(progress, Clock(), range(1, 11), 1.0, 1)
-    assert not lines.take() and not terminal.getvalue()
+    assert not lines.take()
+    assert not terminal.getvalue()
 
 
 @pytest.fixture
@@ -154,9 +155,11 @@ def test_bar_on_a_terminal(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) 
             run(progress, clock, range(1, 21), 1.0, 10)
     finally:
         logger.setLevel(logging.NOTSET)
-    assert handler.stream is terminal and sys.stderr is terminal
+    assert handler.stream is terminal
+    assert sys.stderr is terminal
     text = plain(terminal.getvalue())
-    assert "20/20" in text and "rmse 1.00e+00  lr 1.0e-03" in text
+    assert "20/20" in text
+    assert "rmse 1.00e+00  lr 1.0e-03" in text
     assert any(line.strip().startswith("Batch      10: trn: rmse = 1.00e+00") for line in re.split(r"[\r\n]", text))
     assert "Average training time" in text
 
@@ -179,9 +182,13 @@ def test_vanished_terminal_does_not_stop_the_run(terminal: Terminal, lines: Line
 
 def test_errors_close_the_bar(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", terminal)
-    with pytest.raises(ZeroDivisionError), Progress(20, stream=terminal) as progress:
+
+    def fails(progress: Progress) -> None:
         progress.advance(1)
         raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), Progress(20, stream=terminal) as progress:
+        fails(progress)
     assert sys.stderr is terminal
 
 
@@ -198,5 +205,5 @@ def test_dumb_terminal_and_missing_rich(terminal: Terminal, monkeypatch: pytest.
 
 def test_rich_is_imported_lazily() -> None:
     script = "import sys, dpmodel.training.progress as p\nwith p.Progress(1): pass\nassert 'rich' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

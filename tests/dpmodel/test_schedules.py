@@ -19,14 +19,17 @@ def test_exp_stepped() -> None:
     s = build_schedule(ExpConfig(start_lr=1e-3, stop_lr=1e-8, decay_steps=1000), 10_000)
     rate = (1e-8 / 1e-3) ** (1000 / 10_000)
     assert s.start_lr == s.lr(0) == s.lr(999) == 1e-3
-    assert close(s.lr(1000), 1e-3 * rate) and close(s.lr(4999), 1e-3 * rate**4)
-    assert close(s.lr(9999), 1e-3 * rate**9) and close(s.lr(10_000), 1e-8)
+    assert close(s.lr(1000), 1e-3 * rate)
+    assert close(s.lr(4999), 1e-3 * rate**4)
+    assert close(s.lr(9999), 1e-3 * rate**9)
+    assert close(s.lr(10_000), 1e-8)
     assert s.lr(50_000) == 1e-8
 
 
 def test_exp_smooth() -> None:
     s = build_schedule(ExpConfig(start_lr=1e-3, stop_lr=1e-8, decay_steps=1000, smooth=True), 10_000)
-    assert close(s.lr(500), 1e-3 * (1e-5) ** 0.05) and close(s.lr(5000), 1e-3 * 1e-5**0.5)
+    assert close(s.lr(500), 1e-3 * (1e-5) ** 0.05)
+    assert close(s.lr(5000), 1e-3 * 1e-5**0.5)
 
 
 @pytest.mark.parametrize(
@@ -51,13 +54,15 @@ def test_exp_adjusts_decay_steps(num_steps: int, decay_steps: int, every: int) -
 
 def test_exp_adjusts_by_the_steps_after_warmup() -> None:
     s = build_schedule(ExpConfig(start_lr=1.0, stop_lr=1e-4, decay_steps=5000, warmup_steps=1000), 6000)
-    assert close(s.lr(1100), 1e-4 ** (100 / 5000)) and s.lr(1099) == 1.0
+    assert close(s.lr(1100), 1e-4 ** (100 / 5000))
+    assert s.lr(1099) == 1.0
 
 
 def test_exp_with_a_rate() -> None:
     """No adjustment, and stop_lr is only the floor."""
     s = build_schedule(ExpConfig(start_lr=1e-3, decay_rate=0.5, decay_steps=5000), 100)
-    assert s.lr(99) == 1e-3 and s.lr(5000) == 5e-4
+    assert s.lr(99) == 1e-3
+    assert s.lr(5000) == 5e-4
     assert s.lr(10**6) == 5e-8
 
 
@@ -74,7 +79,8 @@ def test_default_stop_lr() -> None:
 
 def test_cosine() -> None:
     s = build_schedule(CosineConfig(start_lr=1e-3, stop_lr=1e-5, warmup_steps=20), 120)
-    assert s.lr(20) == 1e-3 and close(s.lr(70), (1e-3 + 1e-5) / 2)
+    assert s.lr(20) == 1e-3
+    assert close(s.lr(70), (1e-3 + 1e-5) / 2)
     assert close(s.lr(45), 1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi / 4)) / 2)
     assert s.lr(120) == s.lr(999) == 1e-5
 
@@ -86,7 +92,8 @@ def test_wsd(form: str) -> None:
         WsdConfig(start_lr=1e-3, stop_lr=1e-5, decay_phase_ratio=0.2, decay_type=form, warmup_ratio=0.1), 1000
     )
     assert s.warmup_steps == 100
-    assert s.lr(100) == s.lr(800) == pytest.approx(1e-3, rel=1e-14) and s.lr(801) < 1e-3
+    assert s.lr(100) == s.lr(800) == pytest.approx(1e-3, rel=1e-14)
+    assert s.lr(801) < 1e-3
     tau = 0.25
     expected = {
         "inverse_linear": 1 / (tau / 1e-5 + (1 - tau) / 1e-3),
@@ -101,15 +108,19 @@ def test_wsd_decay_is_clipped() -> None:
     s = build_schedule(
         WsdConfig(start_lr=1.0, stop_lr=0.5, decay_type="linear", decay_phase_ratio=1.0, warmup_steps=50), 100
     )
-    assert s.lr(50) == 1.0 and close(s.lr(75), 0.75)
+    assert s.lr(50) == 1.0
+    assert close(s.lr(75), 0.75)
     s = build_schedule(WsdConfig(start_lr=1.0, stop_lr=0.5, decay_type="linear", decay_phase_ratio=0.01), 10)
-    assert s.lr(9) == 1.0 and s.lr(10) == 0.5
+    assert s.lr(9) == 1.0
+    assert s.lr(10) == 0.5
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_warmup(kind: type) -> None:
     s = build_schedule(kind(start_lr=1e-3, warmup_steps=10, warmup_start_factor=0.1), 100)
-    assert close(s.lr(0), 1e-4) and close(s.lr(5), 5.5e-4) and close(s.lr(10), 1e-3)
+    assert close(s.lr(0), 1e-4)
+    assert close(s.lr(5), 5.5e-4)
+    assert close(s.lr(10), 1e-3)
     assert build_schedule(kind(start_lr=1e-3, warmup_steps=10), 100).lr(0) == 0.0
     assert build_schedule(kind(start_lr=1e-3, warmup_ratio=0.999), 10).warmup_steps == 9
 
@@ -128,7 +139,8 @@ def test_scale_by_worker(kind: type) -> None:
     assert build_schedule(kind(start_lr=1e-3), 100, workers=4).lr(70) == plain.lr(70)
     for name, factor in {"linear": 4.0, "sqrt": 2.0, "none": 1.0}.items():
         scaled = build_schedule(kind(start_lr=1e-3, scale_by_worker=name), 100, workers=4)
-        assert close(scaled.lr(70), factor * plain.lr(70)) and close(scaled.start_lr, factor * 1e-3)
+        assert close(scaled.lr(70), factor * plain.lr(70))
+        assert close(scaled.start_lr, factor * 1e-3)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +169,8 @@ def test_refused(config: ExpConfig, message: str) -> None:
 
 def test_growing_rate_is_said(caplog: pytest.LogCaptureFixture) -> None:
     s = build_schedule(ExpConfig(start_lr=1e-8), 100)
-    assert "above start_lr" in caplog.text and s.lr(0) == 5e-8
+    assert "above start_lr" in caplog.text
+    assert s.lr(0) == 5e-8
 
 
 def test_every_option_is_documented_and_schedules_travel() -> None:

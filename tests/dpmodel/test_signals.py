@@ -17,6 +17,11 @@ def send(number: signal.Signals) -> None:
     signal.raise_signal(number)
 
 
+def send_twice(number: signal.Signals) -> None:
+    send(number)
+    send(number)
+
+
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_signal_is_a_request(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
     before = {item: signal.getsignal(item) for item in SIGNALS}
@@ -31,8 +36,7 @@ def test_signal_is_a_request(number: signal.Signals, capfd: pytest.CaptureFixtur
 def test_second_ctrl_c() -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), save_and_leave():
-        send(signal.SIGINT)
-        send(signal.SIGINT)
+        send_twice(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -89,7 +93,9 @@ def test_from_outside() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
     ) as process:
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
         process.terminate()
         out, _ = process.communicate(timeout=60)
-    assert out == "saved after SIGTERM\n" and process.returncode == 0
+    assert out == "saved after SIGTERM\n"
+    assert process.returncode == 0
