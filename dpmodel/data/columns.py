@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -31,19 +31,21 @@ def describe(shape: Sequence[int]) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _map(path: str, stamp: int) -> np.ndarray[Any, Any]:
-    """The array of a file, mapped. `stamp` (its time of change) is part of the key: files may be rewritten."""
+    """The array of a file, mapped. `stamp` is its time of change when it was checked; later changes are an error."""
+    if _stamp(path) != stamp:
+        raise DataError(f"{path}: the file changed while it was in use; start again, so that it is checked")
     return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
 def _stamp(path: str) -> int:
-    return os.stat(path).st_mtime_ns
+    return Path(path).stat().st_mtime_ns
 
 
 def _open(path: str) -> np.ndarray[Any, Any]:
     """The mapped array of a file that may be anything. Raises DataError."""
     try:
         array = _map(path, _stamp(path))
-    except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, MemoryError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, TypeError, MemoryError, TokenError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
             f"{path}: expected a complete npy file, but it cannot be read ({reason}). "

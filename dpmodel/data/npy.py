@@ -93,7 +93,7 @@ class NpySystem:
         if pbc:
             columns["box"] = _open_box(sets, frames)
         if mixed:
-            columns["real_atom_types"] = _open_mixed(root, sets, natoms, frames, table, names)
+            columns["real_atom_types"] = _open_mixed(sets, natoms, frames, table)
             atype, order = None, np.arange(natoms)
         else:
             atype = _apply(kinds, table, names, root / "type.raw")
@@ -247,30 +247,23 @@ def _open_box(sets: Sequence[Path], frames: Sequence[int]) -> Column:
             raise DataError(f"{path}: this file is missing; for open boundaries put a file `nopbc` beside type.raw")
     column = Column.open(paths, 9, frames, "9 numbers, three cell vectors, for each frame of coord.npy")
     column.check_finite()
-    for path, start, part in column.pieces():
+    for name, start, part in column.pieces():
         cell = part.astype(np.float64).reshape(-1, 3, 3)
         volume = np.abs(np.linalg.det(cell))
         flat = np.flatnonzero(volume <= _FLAT * np.prod(np.linalg.norm(cell, axis=2), axis=1))
         if len(flat):
             rows = cell[flat[0]].tolist()
             raise DataError(
-                f"{path}: expected cells with a volume, found the vectors {rows} in frame {start + int(flat[0])}; "
+                f"{name}: expected cells with a volume, found the vectors {rows} in frame {start + int(flat[0])}; "
                 f"for open boundaries put an empty file `nopbc` beside type.raw"
             )
     return column
 
 
-def _open_mixed(
-    root: Path,
-    sets: Sequence[Path],
-    natoms: int,
-    frames: Sequence[int],
-    table: Integers | None,
-    names: tuple[str, ...] | None,
-) -> Column:
+def _open_mixed(sets: Sequence[Path], natoms: int, frames: Sequence[int], table: Integers | None) -> Column:
     """Types per frame. Raises DataError where they are incomplete, no integers, or unknown."""
     if table is None:
-        raise DataError(f"{root / 'type_map.raw'}: this file is missing; systems with {_MIXED} need it")
+        raise DataError(f"{sets[0].parent / 'type_map.raw'}: this file is missing; systems with {_MIXED} need it")
     column = Column.open(_files(sets, _MIXED), natoms, frames, f"a type for each of {natoms} atoms of type.raw")
     column.check_finite()
     for path, start, part in column.pieces():

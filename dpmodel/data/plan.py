@@ -16,6 +16,7 @@ import logging
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ def batch_sizes(batch_size: int | str | Sequence[int], natoms: Sequence[int]) ->
     """
     if isinstance(batch_size, str):
         return _rule(batch_size, natoms)
-    sizes = [batch_size] * len(natoms) if isinstance(batch_size, int) else list(batch_size)
+    sizes: list[Any] = list(batch_size) if isinstance(batch_size, list | tuple) else [batch_size] * len(natoms)
     if any(isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1 for size in sizes):
         raise InputError(f"batch_size: expected integers above 0, got {batch_size!r}")
     if len(sizes) != len(natoms):
@@ -80,7 +81,8 @@ def probabilities(auto_prob: str, sys_probs: Sequence[float] | None, nbatches: S
         out = size
     else:
         out = _blocks(auto_prob, size)
-    return out / out.sum()
+    share: Probabilities = out / out.sum()
+    return share
 
 
 def _explicit(given: list[float], size: Probabilities) -> Probabilities:
@@ -110,14 +112,11 @@ def _blocks(text: str, size: Probabilities) -> Probabilities:
         )
     out, taken = np.zeros(len(size)), np.zeros(len(size), bool)
     for part in parts:
-        form = re.fullmatch(r"(-?\d*):(-?\d*):(.+)", part)
-        try:
-            if form is None:
-                raise ValueError
-            first, end = (int(x) if x else None for x in form.group(1, 2))
-            weight = float(form.group(3))
-        except ValueError:
-            raise InputError(f"auto_prob: expected blocks first:end:weight such as 0:3:0.5, got {part!r}") from None
+        form = re.fullmatch(r"(-?\d+)?:(-?\d+)?:((?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)", part)
+        if form is None:
+            raise InputError(f"auto_prob: expected blocks first:end:weight such as 0:3:0.5, got {part!r}")
+        first, end = (int(x) if x else None for x in form.group(1, 2))
+        weight = float(form.group(3))
         block = np.zeros(len(size), bool)
         block[first:end] = True
         if not block.any() or (block & taken).any() or not 0 <= weight < math.inf:

@@ -141,7 +141,7 @@ def _seed(seed: int | Sequence[int] | None) -> tuple[int, ...]:
     """Integers of at least 0 for a SeedSequence; negative ones are taken modulo 2^64."""
     if seed is None:
         return (secrets.randbits(64),)
-    parts = [seed] if isinstance(seed, int | np.integer) else list(seed)
+    parts: list[Any] = list(seed) if isinstance(seed, list | tuple) else [seed]
     if not parts or any(isinstance(part, bool) or not isinstance(part, int | np.integer) for part in parts):
         raise InputError(f"seed: expected an integer, several, or null, got {seed!r}")
     return tuple(int(part) % 2**64 for part in parts)
