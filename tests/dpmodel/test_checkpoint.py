@@ -250,23 +250,29 @@ from dpmodel.training.rotation import Family
 family, weights = Family("model.ckpt", keep=2), np.ones(200_000)
 for step in range(1, 100_000):
     state = {"w": weights * step}
-    family.save(step, Checkpoint(step=step, model={"model": {"@variables": state}}, state=state).save)
+    checkpoint = Checkpoint(step=step, model={"model": {"@variables": state}}, state=state)
+    if sys.argv[1] == "numbered":
+        family.save(step, checkpoint.save)
+    else:
+        checkpoint.save("model.ckpt.dp")
     print(step, flush=True)
 """
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-def test_killed_while_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["numbered", "one name"])
+def test_killed_while_saving(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the moment of the kill, the newest checkpoint is whole and the link leads to a whole one."""
     monkeypatch.chdir(tmp_path)
     generator = random.Random(3)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     for _ in range(4):
-        with subprocess.Popen([sys.executable, "-c", SAVE_FOREVER], stdout=subprocess.PIPE, env=environment) as process:
+        command = [sys.executable, "-c", SAVE_FOREVER, how]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
             assert process.stdout is not None
             for _ in range(3):
                 assert process.stdout.readline()
-            time.sleep(generator.uniform(0, 0.05))
+            time.sleep(generator.uniform(0, 0.03))
             process.kill()
         newest = latest("model.ckpt")
         assert newest is not None
@@ -275,7 +281,7 @@ def test_killed_while_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             assert np.all(checkpoint.state["w"] == checkpoint.step)
             assert np.all(read_tree(path)["model"]["@variables"]["w"] == checkpoint.step)
     Family("model.ckpt", keep=1).save(1, example(1).save)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "model.ckpt-1.dp", "model.ckpt.dp"]
+    assert names(tmp_path) == ["checkpoint", "model.ckpt-1.dp", "model.ckpt.dp"]
 
 
 # --- rotation ---------------------------------------------------------------------------------------------
