@@ -1,0 +1,64 @@
+"""The command line: `dpmodel train`, `test`, `convert`, `show`, `neighbor-stat`, `plot`, `doc`.
+
+    >>> from dpmodel.cli import main
+    >>> main(["convert", "model.dp", "model.yaml"])     # the exit status; 0 is success
+
+What users can mend is one line on stderr and status 1 (2 for a wrong command line); with `-v DEBUG` the traceback
+comes too. Ctrl-C is 130. Each command lives in a module of this package, imported when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+
+from dpmodel.cli.arguments import MODULES, make_parser
+from dpmodel.cli.logs import logging_to
+from dpmodel.errors import DPError
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (None: that of the process) and return its exit status."""
+    debug = False
+    try:
+        args = make_parser().parse_args(argv)
+        debug = args.log_level == "DEBUG"
+        with logging_to(args.log_level, args.log_path):
+            import_module(MODULES[args.command]).run(args)
+            sys.stdout.flush()
+    except SystemExit as leave:  # argparse, after help (0) or a wrong command line (2)
+        return leave.code if isinstance(leave.code, int) else 2
+    except KeyboardInterrupt:
+        return _fail("interrupted", debug, 130)
+    except BrokenPipeError:
+        # The reader of a pipe (`head`) has gone. Python would complain again when it flushes stdout at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except DPError as error:
+        return _fail(str(error), debug, 1)
+    except OSError as error:
+        return _fail(_explain(error), debug, 1)
+    return 0
+
+
+def _fail(message: str, debug: bool, status: int) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"dpmodel: error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _explain(error: OSError) -> str:
+    if error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return error.strerror or str(error)
+
+
+Namespace = argparse.Namespace
+"""What commands get: the parsed arguments."""

@@ -1,0 +1,215 @@
+"""The arguments of every command. Only argparse is imported here, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+from dpmodel import __version__
+from dpmodel.cli.logs import log_level
+
+__all__ = ["LATER", "MODULES", "make_parser"]
+
+MODULES: dict[str, str] = {
+    "train": "dpmodel.cli.train",
+    "test": "dpmodel.cli.test",
+    "convert": "dpmodel.cli.convert",
+    "convert-backend": "dpmodel.cli.convert",
+    "show": "dpmodel.cli.show",
+    "neighbor-stat": "dpmodel.cli.neighbour_stat",
+    "plot": "dpmodel.cli.plot",
+    "doc": "dpmodel.cli.doc",
+    "doc-train-input": "dpmodel.cli.doc",
+}
+"""The module that runs each command."""
+
+LATER: dict[str, str] = {
+    "freeze": "checkpoints and .dp files serve for `dpmodel test`, dpmodel.load and ASE as they are",
+    "change-bias": "train with --init-model on the new data instead",
+    "model-devi": "evaluate the models with dpmodel.load and compare their forces",
+    "embed": "",
+    "eval-desc": "",
+    "lammps": "run molecular dynamics through ASE (dpmodel.ase) meanwhile",
+    "compress": "models run uncompressed here",
+    "pretrained": "",
+    "gui": "",
+    "convert-from": "it is TensorFlow's alone; convert with DeePMD-kit to a .dp file first",
+    "transfer": "it is TensorFlow's alone",
+    "train-nvnmd": "it is TensorFlow's alone; use `dpmodel train`",
+}
+"""Commands that users of the family know and this version does not have, and what to do instead."""
+
+_FLAGS = {"pt": "pt", "pytorch": "pt", "pt-expt": "pt_expt", "jax": "jax", "numpy": "numpy", "dpmodel": "numpy"}
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that can say that its whole command is not there."""
+
+    unavailable: str | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self.unavailable is not None:
+            self.exit(2, f"dpmodel: error: {self.unavailable}\n")
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """One line, as all errors here; argparse would print the usage first."""
+        self.exit(2, f"dpmodel: error: {message} (see `{self.prog} --help`)\n")
+
+
+class _Unavailable(argparse.Action):
+    """An option that users of the family know and this version does not have; `const` says what to do instead."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        parser.error(f"{option_string} is not available in this version{self.const}")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; the result has `command`, `backend`, `log_level` and `log_path`."""
+    parser = _Parser(
+        prog="dpmodel",
+        description="Machine-learned interatomic potentials of the Deep Potential family.",
+        epilog="`dpmodel COMMAND --help` explains a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"dpmodel {__version__}")
+    _add_common(parser, default=None)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    _add_train(commands)
+    _add_test(commands)
+    _add_convert(commands)
+    _add_show(commands)
+    _add_neighbour_stat(commands)
+    _add_plot(commands)
+    _add_doc(commands)
+    for name, instead in LATER.items():
+        command = commands.add_parser(name, add_help=False)
+        command.unavailable = f"`{name}` is not available in this version{instead and '; ' + instead}"
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser, *, default: Any = argparse.SUPPRESS) -> None:
+    """What may stand before or after the command. Commands set nothing that was not given to them."""
+    group = parser.add_argument_group("common options")
+    group.add_argument(
+        "-b", "--backend", default=default, metavar="NAME",
+        help="numpy, pt, jax or pt_expt; default: DP_BACKEND, else the best installed",
+    )  # fmt: skip
+    for flag, name in _FLAGS.items():
+        group.add_argument(
+            f"--{flag}", dest="backend", action="store_const", const=name, default=default, help=argparse.SUPPRESS
+        )
+    group.add_argument(
+        "-v", "--log-level", type=log_level, default="INFO" if default is None else default, metavar="LEVEL",
+        help="DEBUG (3), INFO (2), WARNING (1) or ERROR (0); default: INFO",
+    )  # fmt: skip
+    group.add_argument("-l", "--log-path", default=default, metavar="FILE", help="write the log to this file as well")
+
+
+def _add_command(commands: Any, name: str, summary: str, **options: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary, **options)
+    _add_common(parser)
+    return parser
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...; default: the best the backend has")
+
+
+def _add_train(commands: Any) -> None:
+    parser = _add_command(commands, "train", "Train a model as an input file says.")
+    parser.add_argument("input", metavar="INPUT", help="the input file (.json or .yaml)")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("-r", "--restart", metavar="CKPT", help="go on from a checkpoint of the same run")
+    start.add_argument("-i", "--init-model", metavar="MODEL", help="start with the parameters of a model or checkpoint")
+    unavailable: dict[str, Any] = {"action": _Unavailable, "metavar": "X", "help": argparse.SUPPRESS}
+    start.add_argument("-t", "--finetune", const="; use --init-model", **unavailable)
+    start.add_argument("-f", "--init-frz-model", const="; use --init-model with a .dp file", **unavailable)
+    parser.add_argument("--model-branch", const="; models have one branch here", **unavailable)
+    for flag in ("--use-pretrain-script", "--force-load"):
+        parser.add_argument(flag, const="", nargs=0, action=_Unavailable, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "-o", "--output", default="out.json", metavar="FILE", help="where the input goes with all defaults filled in"
+    )
+    parser.add_argument(
+        "--skip-neighbor-stat", action="store_true", help='do not count neighbours (sel must not be "auto")'
+    )
+    parser.add_argument("--stop-at", type=int, metavar="STEP", help="save and leave after this step")
+    # One process writes one log; the choices differ only with several.
+    parser.add_argument(
+        "-m", "--mpi-log", choices=("master", "collect", "workers"), default="master", help=argparse.SUPPRESS
+    )
+    _add_device(parser)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument(
+        "-s", "--system", nargs="+", metavar="FOLDER", help="data systems, or folders to search for them; default: ."
+    )
+    data.add_argument("-f", "--datafile", metavar="FILE", help="a text file with one system per line")
+    data.add_argument("--train-data", metavar="INPUT", help="the training data of this input file")
+    data.add_argument("--valid-data", metavar="INPUT", help="the validation data of this input file")
+
+
+def _add_test(commands: Any) -> None:
+    parser = _add_command(commands, "test", "Compare a model's predictions with labelled data.")
+    parser.add_argument("-m", "--model", required=True, metavar="MODEL", help="a model file or a checkpoint")
+    _add_data(parser)
+    parser.add_argument("-n", "--numb-test", type=int, default=0, metavar="N", help="frames per system; 0: all")
+    parser.add_argument("--shuffle-test", action="store_true", help="take frames at random instead of the first ones")
+    parser.add_argument("-r", "--rand-seed", type=int, metavar="SEED", help="seed of --shuffle-test")
+    parser.add_argument(
+        "-d", "--detail-file", metavar="PREFIX", help="write labels and predictions to PREFIX.e.out, PREFIX.f.out, ..."
+    )
+    parser.add_argument("-a", "--atomic", action="store_true", help="test the energies of atoms too")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers to this file as well")
+    parser.add_argument("--head", "--model-branch", dest="head", metavar="NAME", help=argparse.SUPPRESS)
+    _add_device(parser)
+
+
+def _add_convert(commands: Any) -> None:
+    parser = _add_command(
+        commands, "convert", "Convert a model file; the suffixes choose the formats.", aliases=["convert-backend"]
+    )
+    parser.add_argument("source", metavar="IN", help=".dp, .yaml, .json, or a checkpoint")
+    parser.add_argument("target", metavar="OUT", help=".dp, .yaml or .json")
+    parser.add_argument("--atomic-virial", action="store_true", help=argparse.SUPPRESS)  # of exported models
+
+
+def _add_show(commands: Any) -> None:
+    parser = _add_command(commands, "show", "Show what a model file holds.")
+    parser.add_argument("model", metavar="MODEL", help="a model file or a checkpoint")
+    parser.add_argument(
+        "attributes", metavar="ATTRIBUTE", nargs="*",
+        help="type-map, descriptor, fitting-net, size, observed-type, serialization-tree, provenance, model-branch; "
+        "default: a summary",
+    )  # fmt: skip
+
+
+def _add_neighbour_stat(commands: Any) -> None:
+    parser = _add_command(commands, "neighbor-stat", "Count neighbours: what `sel` is chosen by.")
+    parser.add_argument("-s", "--system", nargs="+", default=["."], metavar="FOLDER", help="data systems; default: .")
+    parser.add_argument("-r", "--rcut", type=float, required=True, metavar="RCUT", help="cutoff radius, Å")
+    parser.add_argument(
+        "-t", "--type-map", nargs="+", metavar="NAME", help="names of the types in order; default: those of the data"
+    )
+    parser.add_argument(
+        "--mixed-type", "--one-type", dest="mixed_type", action="store_true", help="one number for all types together"
+    )
+
+
+def _add_plot(commands: Any) -> None:
+    parser = _add_command(commands, "plot", "Draw learning curves or parity plots (PNG, SVG, PDF).")
+    parser.add_argument("lcurve", nargs="?", metavar="LCURVE", help="a learning curve; default: lcurve.out")
+    parser.add_argument("--parity", metavar="PREFIX", help="draw the details that `dpmodel test -d PREFIX` wrote")
+    parser.add_argument("-o", "--output", metavar="FILE", help="the picture; the suffix is its format")
+    parser.add_argument("--title", metavar="TEXT", help="a title above the picture")
+
+
+def _add_doc(commands: Any) -> None:
+    parser = _add_command(commands, "doc", "Print the reference of the input file.", aliases=["doc-train-input"])
+    parser.add_argument("--out-type", default="rst", metavar="TYPE", help="rst, md, json or json_schema; default: rst")
+    parser.add_argument(
+        "section", nargs="?", metavar="SECTION", help='only this section, as "model.descriptor[se_e2_a]"'
+    )
+    parser.add_argument("--multi-task", action=_Unavailable, nargs=0, const="", help=argparse.SUPPRESS)

@@ -1,0 +1,63 @@
+"""`dpmodel convert`: between the forms of a model file. Numbers and their dtypes are kept."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dpmodel.errors import ModelFileError
+from dpmodel.files.model_file import read_model, write_model
+
+__all__ = ["run"]
+
+READABLE = (".dp", ".yaml", ".yml", ".json", ".hlo")
+WRITABLE = (".dp", ".yaml", ".yml", ".json")
+
+_PEER = "`dp convert-backend {name} {stem}.dp` of DeePMD-kit turns it into a file that can be read here"
+SOURCES = {
+    ".pth": f"a frozen TorchScript model; {_PEER}",
+    ".pt": f"a training checkpoint of DeePMD-kit; {_PEER}",
+    ".pt2": f"an exported PyTorch model; {_PEER}",
+    ".pte": f"an exported PyTorch model; {_PEER}",
+    ".pb": f"a TensorFlow graph; {_PEER}",
+    ".pbtxt": f"a TensorFlow graph; {_PEER}",
+    ".pd": f"a Paddle checkpoint; {_PEER}",
+    ".jax": f"a JAX checkpoint; {_PEER}",
+    ".savedmodel": f"a TensorFlow SavedModel; {_PEER}",
+    ".savedmodeltf": f"a TensorFlow SavedModel; {_PEER}",
+}
+"""What a suffix that cannot be read means, and what to do."""
+
+_WRITE_DP = "write {stem}.dp here, then `dp convert-backend {stem}.dp {name}` of DeePMD-kit makes it"
+TARGETS = {
+    ".pth": f"TorchScript is not written; {_WRITE_DP}",
+    ".pt": f"PyTorch checkpoints are not written; {_WRITE_DP}",
+    ".pt2": f"exporting compiled models is not available in this version; {_WRITE_DP}",
+    ".pte": f"exporting compiled models is not available in this version; {_WRITE_DP}",
+    ".pb": f"TensorFlow graphs are not written; {_WRITE_DP}",
+    ".pd": f"Paddle checkpoints are not written; {_WRITE_DP}",
+    ".hlo": f"compiled programs are not written; {_WRITE_DP}",
+    ".jax": f"Orbax checkpoints are not written; {_WRITE_DP}",
+    ".savedmodel": f"TensorFlow SavedModels are not written; {_WRITE_DP}",
+    ".savedmodeltf": f"TensorFlow SavedModels are not written; {_WRITE_DP}",
+}
+"""The same for suffixes that cannot be written."""
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read, check, write; the target is complete or as it was."""
+    source, target = Path(args.source), Path(args.target)
+    _check(source, READABLE, SOURCES, "read")
+    _check(target, WRITABLE, TARGETS, "written")
+    write_model(target, read_model(source))
+    print(f"{source} -> {target}")
+
+
+def _check(path: Path, known: tuple[str, ...], advice: dict[str, str], verb: str) -> None:
+    suffix = path.suffix.lower()
+    if suffix in known:
+        return
+    what = (
+        advice[suffix].format(name=path, stem=path.with_suffix("")) if suffix in advice else "the suffix is not known"
+    )
+    raise ModelFileError(f"{path} cannot be {verb}: {what}. The suffixes here are {', '.join(known)}")

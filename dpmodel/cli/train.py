@@ -1,0 +1,24 @@
+"""`dpmodel train`: the arguments; the work is in `dpmodel.training.run`."""
+
+from __future__ import annotations
+
+import argparse
+
+from dpmodel.training.run import train
+
+__all__ = ["run"]
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train, and print where the final checkpoint is."""
+    final = train(
+        args.input,
+        restart=args.restart,
+        init_model=args.init_model,
+        stop_at=args.stop_at,
+        output=args.output,
+        backend=args.backend,
+        device=args.device,
+        skip_neighbor_stat=args.skip_neighbor_stat,
+    )
+    print(final)
