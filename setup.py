@@ -7,4 +7,8 @@ from setuptools import find_packages, setup
 
 ROOTS = {"dpmodel": "dpmodel", "dpmodel.backends": "backends"}
 
-setup(packages=[name for root, folder in ROOTS.items() for name in (root, *(f"{root}.{p}" for p in find_packages(folder)))])
+setup(
+    packages=[
+        name for root, folder in ROOTS.items() for name in (root, *(f"{root}.{p}" for p in find_packages(folder)))
+    ]
+)
