@@ -23,26 +23,34 @@ _LIBRARIES = {"linux": "lib/libvesin.so", "darwin": "lib/libvesin.dylib", "win32
 _THREADS_FROM = 20_000  # atoms; below, one thread is as fast (measured: 192 and 1536 atoms) and disturbs nobody
 
 
+def _open(folder: Path) -> tuple[Any, Any]:
+    """Declarations and library in the folder of the installed package. Raises where they are not as expected."""
+    api_spec = importlib.util.spec_from_file_location("dpmodel.geometry._vesin_api", folder / "_c_api.py")
+    if api_spec is None or api_spec.loader is None:
+        raise ImportError(f"cannot read {folder / '_c_api.py'}")
+    api = importlib.util.module_from_spec(api_spec)
+    api_spec.loader.exec_module(api)
+    library = ctypes.cdll.LoadLibrary(str(folder / _LIBRARIES[sys.platform]))
+    api.setup_functions(library)
+    names = {name for name, *_ in api.VesinOptions._fields_}
+    missing = {"cutoff", "full", "return_shifts", "n_threads"} - names
+    if missing:
+        raise AttributeError(f"VesinOptions lacks {sorted(missing)}")
+    api.VesinDevice(api.VesinCPU, 0)
+    return api, library
+
+
 @cache
 def _load() -> tuple[Any, Any] | None:
     """(declarations, library), or None where vesin is not installed or differs from what is expected here."""
-    spec = importlib.util.find_spec("vesin")
+    try:
+        spec = importlib.util.find_spec("vesin")
+    except ValueError:  # sys.modules["vesin"] is None: someone forbids it
+        return None
     if spec is None or not spec.submodule_search_locations:
         return None
-    folder = Path(spec.submodule_search_locations[0])
     try:
-        api_spec = importlib.util.spec_from_file_location("dpmodel.geometry._vesin_api", folder / "_c_api.py")
-        if api_spec is None or api_spec.loader is None:
-            raise ImportError(f"cannot read {folder / '_c_api.py'}")
-        api = importlib.util.module_from_spec(api_spec)
-        api_spec.loader.exec_module(api)
-        library = ctypes.cdll.LoadLibrary(str(folder / _LIBRARIES[sys.platform]))
-        api.setup_functions(library)
-        names = {name for name, *_ in api.VesinOptions._fields_}
-        missing = {"cutoff", "full", "return_shifts", "n_threads"} - names
-        if missing:
-            raise AttributeError(f"VesinOptions lacks {sorted(missing)}")
-        api.VesinDevice(api.VesinCPU, 0)
+        return _open(Path(spec.submodule_search_locations[0]))
     except (ImportError, AttributeError, KeyError, OSError, TypeError) as error:
         warnings.warn(
             f"the installed vesin cannot be used ({error}); neighbour lists come from the slower built-in search. "
@@ -50,7 +58,6 @@ def _load() -> tuple[Any, Any] | None:
             stacklevel=2,
         )
         return None
-    return api, library
 
 
 def installed() -> bool:

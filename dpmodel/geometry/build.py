@@ -63,13 +63,14 @@ class GraphBuilder:
 
     def __post_init__(self) -> None:
         for request in self.requests:
-            sel = request.sel
-            if not sel or not all(isinstance(k, int | np.integer) and k >= 0 for k in sel):
+            sel: Any = request.sel  # from an input file, so it may still be "auto"
+            if isinstance(sel, str) or not sel or not all(k >= 0 for k in sel):
                 raise InputError(f"sel must be numbers of neighbours, got {sel!r}; resolve 'auto' first")
             if request.typed and len(sel) != self.ntypes:
                 raise InputError(f"sel must have one number per type ({self.ntypes}), got {len(sel)}: {list(sel)}")
             if not (math.isfinite(request.rcut) and request.rcut > 0):
                 raise InputError(f"rcut must be a positive number in Å, got {request.rcut}")
+        pair: Any
         for pair in self.exclude_pairs:
             if len(pair) != 2 or not all(0 <= t < self.ntypes for t in pair):
                 raise InputError(f"excluded pairs must be two types in [0, {self.ntypes}), got {pair!r}")
@@ -170,7 +171,7 @@ class GraphBuilder:
             groups = [rows]
         if not self._warned and sum(map(len, groups)) < len(within):
             self._warned.append(True)
-            _warn(request, centre, kind, edges.centre[np.concatenate(groups)], n, self.ntypes)
+            _warn(request, centre, kind, edges.centre[np.concatenate(groups)], n=n, ntypes=self.ntypes)
         if edges.excluded is not None:
             groups = [group[~edges.excluded[group]] for group in groups]
         return [(group, *_places(edges.centre[group], n)) for group in groups]
@@ -242,6 +243,7 @@ def _warn(
     centre: np.ndarray,
     kind: np.ndarray,
     kept: np.ndarray,
+    *,
     n: int,
     ntypes: int,
 ) -> None:

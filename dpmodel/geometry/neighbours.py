@@ -88,7 +88,7 @@ def neighbour_pairs(
         centre, neighbour, image = _vesin.vesin_pairs(np.asarray(wrapped), box, periodic, cutoff)
     else:
         centre, neighbour, image = search_pairs(wrapped, lattice, cutoff)
-    return _finish(coord, lattice, rcut, cells, centre, neighbour, image)
+    return _finish(coord, lattice, rcut, cells, centre=centre, neighbour=neighbour, image=image)
 
 
 def _check_size(n: int, lattice: Lattice | None, rcut: float, where: str) -> None:
@@ -127,6 +127,7 @@ def _finish(
     lattice: Lattice | None,
     rcut: float,
     cells: Array | None,
+    *,
     centre: Array,
     neighbour: Array,
     image: Array,
@@ -143,7 +144,7 @@ def _finish(
             take_rows(x, kept) for x in (centre, neighbour, image, shift, distance)
         )
         vec = [take_rows(x, kept) for x in vec]
-    order = _order(centre, neighbour, image, distance, coord.shape[0], rcut)
+    order = _order(centre, neighbour, image, distance, n=coord.shape[0], rcut=rcut)
     centre, neighbour, shift, distance = (take_rows(x, order) for x in (centre, neighbour, shift, distance))
     return Pairs(centre, neighbour, shift, xp.stack([take_rows(x, order) for x in vec], axis=1), distance)
 
@@ -168,7 +169,7 @@ def _displacements(coord: Array, lattice: Lattice | None, i: Array, j: Array, sh
     return vec
 
 
-def _order(centre: Array, neighbour: Array, image: Array, distance: Array, n: int, rcut: float) -> Array:
+def _order(centre: Array, neighbour: Array, image: Array, distance: Array, *, n: int, rcut: float) -> Array:
     """The permutation that sorts pairs by centre, distance, image and neighbour.
 
     One sort of an integer that holds the centre and the distance rounded down; only runs that this leaves tied are

@@ -50,6 +50,7 @@ def env_mat(
     rcut: float,
     rcut_smth: float,
     protection: float = 0.0,
+    *,
     use_exp_switch: bool = False,
     radial_only: bool = False,
 ) -> tuple[Array, Array]:

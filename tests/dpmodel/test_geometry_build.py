@@ -1,0 +1,280 @@
+"""The graph builder against an oracle that follows the definition atom by atom, and its refusals."""
+
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpmodel.errors import InputError
+from dpmodel.geometry import GraphBuilder, TruncationWarning, neighbour_counts
+from dpmodel.graph import NeighbourRequest
+
+CELL = np.array([[5.0, 0, 0], [2.0, 5.5, 0], [-1.0, 3.0, -6.0]])
+
+
+def frames(seed, f=2, na=7, ntypes=2, virtual=True):
+    rng = np.random.default_rng(seed)
+    coord = rng.uniform(-0.5, 1.5, (f, na, 3)) @ CELL
+    return coord, rng.integers(-1 if virtual else 0, ntypes, (f, na)), np.broadcast_to(CELL, (f, 3, 3))
+
+
+def sees(coord, atype, cell, i, rcut):
+    """[(distance, j, vec)] of what real atom i sees within rcut, nearest first."""
+    shifts = np.array(list(itertools.product(range(-6, 7), repeat=3)))
+    vec = coord - coord[i] + (shifts @ cell)[:, None, :]  # (shifts, atoms, 3)
+    r = np.linalg.norm(vec, axis=-1)
+    seen = (r <= rcut) & (atype >= 0)
+    seen[~shifts.any(axis=1), i] = False
+    found = [(float(r[s, j]), int(j), vec[s, j]) for s, j in zip(*np.nonzero(seen), strict=True)]
+    return sorted(found, key=lambda entry: entry[0])
+
+
+def selected(seen, atype, kind, request, *, excluded, t):
+    """What fills the slots of type t (None: of all types): nearest sum(sel), then sel[t] of a type, then exclusion."""
+    nearest = seen[: sum(request.sel)]
+    if t is not None:
+        nearest = [entry for entry in nearest if atype[entry[1]] == t][: request.sel[t]]
+    return [e for e in nearest if (kind, atype[e[1]]) not in excluded and (atype[e[1]], kind) not in excluded]
+
+
+REQUESTS = [
+    NeighbourRequest(rcut=4.0, sel=(100, 100), typed=True),
+    NeighbourRequest(rcut=4.5, sel=(3, 8), typed=True),
+    NeighbourRequest(rcut=4.0, sel=(0, 6), typed=True),
+    NeighbourRequest(rcut=3.5, sel=(5,), typed=False),
+    NeighbourRequest(rcut=4.5, sel=(200,), typed=False),
+]
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.integers(0, 1000),
+    st.lists(st.sampled_from(REQUESTS), min_size=1, max_size=3),
+    st.sampled_from([(), ((0, 1),), ((1, 1),)]),
+)
+def test_slots_follow_the_definition(seed, requests, excluded):
+    coord, atype, cell = frames(seed)
+    f, na = atype.shape
+    builder = GraphBuilder(tuple(requests), 2, exclude_pairs=excluded)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)
+        graph = builder.build(coord, atype, cell)
+    used = set()
+    for request, view in zip(requests, graph.views, strict=True):
+        assert isinstance(view, tuple) == request.typed
+        for t, slots in enumerate(view) if request.typed else [(None, view)]:
+            widest = 0
+            for k, i in itertools.product(range(f), range(na)):
+                want = []
+                if atype[k, i] >= 0:
+                    seen = sees(coord[k], atype[k], cell[k], i, request.rcut)
+                    want = selected(seen, atype[k], atype[k, i], request, excluded=excluded, t=t)
+                row = k * na + i
+                edges = slots.edge[row][slots.mask[row]]
+                assert slots.mask[row].tolist() == sorted(slots.mask[row].tolist(), reverse=True)
+                assert (graph.centre[edges] == row).all()
+                assert (graph.neighbour[edges] - k * na).tolist() == [j for _, j, _ in want]
+                np.testing.assert_allclose(
+                    graph.edge_vec[edges], np.reshape([v for _, _, v in want], (-1, 3)), atol=1e-12
+                )
+                used.update(edges.tolist())
+                widest = max(widest, len(want))
+            assert slots.edge.shape == slots.mask.shape == (f * na, widest)
+            assert (slots.edge[~slots.mask] == 0).all()
+    assert used == set(range(len(graph.centre)))  # edges that no view uses are gone
+
+
+def test_flat_fields_and_dtypes():
+    coord, atype, cell = frames(5, f=3, na=4)
+    atype[1] = -1
+    rng = np.random.default_rng(0)
+    extra = {
+        "fparam": rng.normal(size=(3, 2)), "aparam": rng.normal(size=(3, 4, 5)),
+        "spin": rng.normal(size=(3, 4, 3)), "charge_spin": np.array([[0, 1], [1, 2], [-1, 2]]),
+    }  # fmt: skip
+    graph = GraphBuilder((NeighbourRequest(rcut=4.0, sel=(90,), typed=False),), 2).build(coord, atype, cell, **extra)
+    assert graph.atype.tolist() == atype.reshape(-1).tolist()
+    assert graph.frame.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert graph.natoms.tolist() == (atype >= 0).sum(1).tolist()
+    assert graph.natoms[1] == 0
+    assert not np.isin(graph.centre, range(4, 8)).any()
+    assert (np.diff(graph.centre) >= 0).all()
+    assert graph.edge_mask.all()
+    np.testing.assert_array_equal(graph.aparam, extra["aparam"].reshape(12, 5))
+    np.testing.assert_array_equal(graph.spin, extra["spin"].reshape(12, 3))
+    np.testing.assert_array_equal(graph.fparam, extra["fparam"])
+    assert graph.owner is None
+    assert graph.comm is None
+    integers = (
+        graph.atype,
+        graph.frame,
+        graph.natoms,
+        graph.centre,
+        graph.neighbour,
+        graph.views[0].edge,
+        graph.types.place,
+    )
+    assert {x.dtype for x in integers} == {np.dtype("int64")}
+    floats = (graph.edge_vec, graph.fparam, graph.aparam, graph.spin, graph.charge_spin)
+    assert {x.dtype for x in floats} == {np.dtype("float64")}
+
+
+def test_types_are_grouped_in_stable_order():
+    coord, _, cell = frames(1, f=1, na=7)
+    atype = np.array([[2, -1, 0, 2, 0, -1, 2]])
+    builder = GraphBuilder((), 4)
+    types = builder.build(coord, atype, cell).types
+    assert [rows.tolist() for rows in types.rows] == [[1, 2, 4, 5], [], [0, 3, 6], []]
+    values = np.arange(7) * 10
+    np.testing.assert_array_equal(np.concatenate([values[rows] for rows in types.rows])[types.place], values)
+    assert GraphBuilder((), 4, group_by_type=False).build(coord, atype, cell).types is None
+
+
+@pytest.mark.parametrize("na", [0, 1])
+@pytest.mark.parametrize("f", [0, 1, 2])
+@pytest.mark.parametrize("open_boundaries", [True, False])
+def test_sizes_zero_and_one(f, na, open_boundaries):
+    requests = (REQUESTS[0], REQUESTS[4])
+    cell = None if open_boundaries else np.broadcast_to(4.2 * np.eye(3), (f, 3, 3))
+    graph = GraphBuilder(requests, 2).build(np.zeros((f, na, 3)), np.zeros((f, na), int), cell)
+    edges = 0 if open_boundaries else 6 * f * na
+    assert graph.edge_vec.shape == (edges, 3)
+    assert graph.views[1].edge.shape == (f * na, 6 if edges else 0)
+    assert graph.views[0][1].mask.shape == (f * na, 0)
+    assert graph.natoms.tolist() == [na] * f
+
+
+def test_virtual_atoms_are_not_there():
+    coord, atype, cell = frames(2, f=1, na=6, virtual=False)
+    builder = GraphBuilder((REQUESTS[4],), 2)
+    plain = builder.build(coord, atype, cell)
+    padded = np.concatenate([coord, np.full((1, 2, 3), np.nan)], axis=1)
+    graph = builder.build(padded, np.concatenate([atype, [[-1, -1]]], axis=1), cell)
+    np.testing.assert_array_equal(graph.edge_vec, plain.edge_vec)
+    np.testing.assert_array_equal(graph.neighbour, plain.neighbour)
+    assert not graph.views[0].mask[6:].any()
+    assert graph.natoms.tolist() == [6]
+
+
+def test_the_cutoff_is_inclusive_and_open_axes_do_not_repeat():
+    request = NeighbourRequest(rcut=3.0, sel=(9,), typed=False)
+    build = GraphBuilder((request,), 1).build
+    one = np.zeros((1, 1, 3)), np.zeros((1, 1), int), 3.0 * np.eye(3)[None]
+    assert len(build(*one).centre) == 6
+    assert len(build(*one, pbc=(True, False, False)).centre) == 2
+    assert len(build(*one, pbc=False).centre) == 0
+
+
+# --- the warning -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("request_", "numbers"),
+    [
+        # One type-0 atom with six type-1 neighbours at 2 Å, which have each other at 2.83 and 4 Å.
+        (
+            NeighbourRequest(rcut=2.1, sel=(1, 4), typed=True),
+            r"1 of 7 atoms.*2\.1 Å.*\[1, 4\].*\[1, 6\] by type.*\[1, 6\]",
+        ),
+        (NeighbourRequest(rcut=2.1, sel=(5,), typed=False), r"1 of 7 atoms.*2\.1 Å.*sel = 5 .*at most 6; sel = 6 "),
+    ],
+)
+def test_cutting_off_neighbours_is_said_once(request_, numbers):
+    coord = 2.0 * np.concatenate([np.zeros((1, 3)), np.eye(3), -np.eye(3)])[None]
+    atype = np.array([[0, 1, 1, 1, 1, 1, 1]])
+    builder = GraphBuilder((request_,), 2)
+    with pytest.warns(TruncationWarning, match=numbers) as caught:
+        builder.build(coord, atype, None)
+    assert caught[0].filename == __file__
+    builder.build(coord, atype, None)  # a second warning would be an error here
+    GraphBuilder((NeighbourRequest(rcut=2.1, sel=(6,), typed=False),), 2).build(coord, atype, None)
+
+
+def test_exclusion_is_no_truncation_and_fills_nothing_back():
+    coord = np.array([[[0.0, 0, 0], [1, 0, 0], [0, 2, 0]]])
+    request = NeighbourRequest(rcut=2.5, sel=(2,), typed=False)
+    builder = GraphBuilder((request,), 2, exclude_pairs=((1, 0),))
+    graph = builder.build(coord, np.array([[0, 1, 0]]), None)
+    assert list(zip(graph.centre.tolist(), graph.neighbour.tolist(), strict=True)) == [(0, 2), (2, 0)]
+    narrow = GraphBuilder((NeighbourRequest(rcut=2.5, sel=(1,), typed=False),), 2, exclude_pairs=((1, 0),))
+    with pytest.warns(TruncationWarning):
+        graph = narrow.build(coord, np.array([[0, 1, 0]]), None)
+    # The nearest of atom 0 is the excluded one; the next does not take its place.
+    assert list(zip(graph.centre.tolist(), graph.neighbour.tolist(), strict=True)) == [(2, 0)]
+
+
+# --- refusals --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"coord": np.zeros((7, 3))}, r"coord must have shape \(frames, atoms, 3\)"),
+        ({"coord": np.full((2, 7, 3), "x")}, "coord must hold real numbers"),
+        ({"atype": np.zeros(7, int)}, r"atype must have shape \(frames, atoms\) = \(2, 7\)"),
+        ({"atype": np.zeros((2, 7))}, "atype must hold integers"),
+        ({"atype": np.eye(2, 7, 4, dtype=int) * 2}, "frame 0: atom 4 has type 2; expected 0 to 1"),
+        ({"atype": np.full((2, 7), -2)}, "frame 0: atom 0 has type -2"),
+        ({"cell": np.zeros((2, 9))}, r"cell must have shape \(frames, 3, 3\)"),
+        ({"cell": np.stack([np.eye(3) * 9, np.zeros((3, 3))])}, "frame 1: .*linearly dependent"),
+        ({"pbc": (True, True)}, "pbc must be"),
+        ({"fparam": np.zeros((3, 1))}, r"fparam must have shape \(2, any\)"),
+        ({"fparam": np.array([[0.0], [np.inf]])}, "fparam of frame 1"),
+        ({"aparam": np.zeros((2, 7))}, r"aparam must have shape \(2, 7, any\)"),
+        ({"spin": np.zeros((2, 7, 2))}, r"spin must have shape \(2, 7, 3\)"),
+        ({"charge_spin": np.zeros((2, 3))}, r"charge_spin must have shape \(2, 2\)"),
+    ],
+)
+def test_bad_frames_are_refused(change, match):
+    coord, atype, cell = frames(0)
+    given = {"coord": coord, "atype": atype, "cell": cell, **change}
+    with pytest.raises(InputError, match=match):
+        GraphBuilder((REQUESTS[4],), 2).build(**given)
+
+
+def test_bad_coordinates_name_frame_and_atom():
+    coord, atype, cell = frames(0, virtual=False)
+    coord[1, 3, 2] = np.nan
+    with pytest.raises(InputError, match="frame 1: atom 3 has NaN"):
+        GraphBuilder((REQUESTS[4],), 2).build(coord, atype, cell)
+
+
+@pytest.mark.parametrize(
+    ("request_", "exclude", "match"),
+    [
+        (NeighbourRequest(rcut=4.0, sel=(3,), typed=True), (), "one number per type"),
+        (NeighbourRequest(rcut=4.0, sel="auto", typed=False), (), "resolve 'auto'"),
+        (NeighbourRequest(rcut=-1.0, sel=(3,), typed=False), (), "rcut must be"),
+        (REQUESTS[0], ((0, 2),), "excluded pairs"),
+    ],
+)
+def test_bad_requests_are_refused(request_, exclude, match):
+    with pytest.raises(InputError, match=match):
+        GraphBuilder((request_,), 2, exclude_pairs=exclude)
+
+
+# --- neighbour statistics --------------------------------------------------------------------------------
+
+
+def test_counts_against_the_definition():
+    coord, atype, cell = (x[0] for x in frames(7, f=1, na=8))
+    by_type, total, closest = neighbour_counts(coord, atype, cell, True, 4.0, 2)
+    seen = [sees(coord, atype, cell, i, 4.0) for i in np.flatnonzero(atype >= 0)]
+    assert by_type.tolist() == [max(sum(atype[j] == t for _, j, _ in s) for s in seen) for t in range(2)]
+    assert total == max(map(len, seen))
+    assert closest == pytest.approx(min(s[0][0] for s in seen), rel=1e-12)
+
+
+def test_counts_are_strict_and_the_distance_looks_further():
+    one = np.zeros((1, 3)), np.zeros(1, int), 4.0 * np.eye(3), True
+    by_type, total, closest = neighbour_counts(*one, 4.0, 3)
+    assert (by_type.tolist(), total, closest) == ([0, 0, 0], 0, 4.0)
+    assert neighbour_counts(*one, 4.1, 3)[:2][1] == 6
+    assert neighbour_counts(*one, 1e-6, 3)[2] == 4.0
+    assert neighbour_counts(np.zeros((1, 3)), np.zeros(1, int), None, True, 3.0, 1)[2] == 10.0
+    assert neighbour_counts(np.zeros((2, 3)), np.zeros(2, int), None, True, 3.0, 1)[2] == 0.0
+    assert neighbour_counts(np.zeros((2, 3)), np.array([0, -1]), None, True, 3.0, 1)[2] == 10.0
+    assert neighbour_counts(np.zeros((0, 3)), np.zeros(0, int), None, True, 3.0, 2)[1:] == (0, 10.0)
