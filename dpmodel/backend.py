@@ -12,7 +12,7 @@ import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Iterable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from dpmodel.graph import Graph
 from dpmodel.models.derivatives import predict
 from dpmodel.models.standard import Model
 
-__all__ = ["ALIASES", "NUMPY", "Backend", "Evaluator", "canonical_name", "get_backend", "installed"]
+__all__ = ["ALIASES", "NUMPY", "Backend", "Evaluator", "Trainer", "canonical_name", "get_backend", "get_trainer", "installed"]
 
 GROUP = "dpmodel.backends"
 
@@ -75,6 +75,18 @@ class Backend(Protocol):
 
     def evaluator(self, model: Model, *, device: str | None = None, compile: bool = False) -> Evaluator:
         """Make a model of NumPy arrays ready. Raises BackendError for a device or option it does not have."""
+
+
+class Trainer(Backend, Protocol):
+    """A backend that can train."""
+
+    def stepper(
+        self, model: Model, loss: Any, optimizer: Any, *, device: str | None = None, gradient_max_norm: float | None = None
+    ) -> Any:
+        """A `dpmodel.training.stepper.Stepper` for the model. optimizer: the section of the input."""
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that take part."""
 
 
 class _NumpyEvaluator:
@@ -134,6 +146,23 @@ def get_backend(name: str | None = None) -> Backend:
     if key == "numpy":
         return NUMPY
     return _load(key)
+
+
+def get_trainer(name: str | None = None) -> Trainer:
+    """The backend of that name for training; None: DP_BACKEND, else pt.
+
+    Raises BackendError where it cannot train, or as `get_backend` does.
+    """
+    asked = name if name is not None else os.environ.get("DP_BACKEND") or "pt"
+    backend: Any = get_backend(asked)
+    if not isinstance(backend, _CanTrain):
+        raise BackendError(f"the {backend.name} backend cannot train in this version; use --backend pt")
+    return cast(Trainer, backend)
+
+
+@runtime_checkable
+class _CanTrain(Protocol):
+    def stepper(self, model: Model, loss: Any, optimizer: Any) -> Any: ...
 
 
 def _load(key: str) -> Any:

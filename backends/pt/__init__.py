@@ -14,6 +14,7 @@ from dpmodel.models import Model, predict
 
 from .bridge import Overrides, from_torch, graph_to_torch, override_table, to_torch, torch_gradient
 from .overrides import OVERRIDES
+from .training import TorchStepper
 
 __all__ = ["BACKEND", "OVERRIDES", "TorchBackend", "TorchEvaluator", "pick_device"]
 
@@ -66,6 +67,18 @@ class TorchBackend:
         if compile:
             raise BackendError("compile=True needs backend='pt_expt'; backend='pt' runs eagerly")
         return TorchEvaluator(model, pick_device(device), self.overrides)
+
+    def stepper(
+        self, model: Model, loss: Any, optimizer: Any, *, device: str | None = None, gradient_max_norm: float | None = None
+    ) -> TorchStepper:
+        """See `dpmodel.backend.Trainer`."""
+        return TorchStepper(
+            model, loss, optimizer, device=pick_device(device), overrides=self.overrides, gradient_max_norm=gradient_max_norm
+        )
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that take part."""
+        return {"torch": str(torch.__version__)}
 
 
 BACKEND = TorchBackend()

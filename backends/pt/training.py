@@ -29,6 +29,7 @@ class TorchStepper:
     ) -> None:
         self.device = device
         self.loss = loss
+        self._derivatives = not {"force", "virial"}.isdisjoint(loss.outputs)
         self.max_norm = gradient_max_norm if gradient_max_norm and gradient_max_norm > 0 else None
         self.module = to_torch(model, device=device, overrides=overrides)
         self._trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
@@ -40,7 +41,8 @@ class TorchStepper:
         """One update with learning rate `lr`. The returned function reads the metrics of the batch before the update."""
         self.optimizer.zero_grad(set_to_none=True)
         loss, metrics = self._loss(graph, labels, found, lr, create_graph=True)
-        loss.backward()
+        # Naming the inputs spares the second derivatives with respect to coordinates.
+        torch.autograd.backward(loss, inputs=list(self._trained.values()))
         self._check_and_clip(loss)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -89,10 +91,11 @@ class TorchStepper:
     ) -> tuple[torch.Tensor, dict[str, Any]]:
         inputs = graph_to_torch(graph, self.device)
         targets = {key: torch.as_tensor(value, device=self.device) for key, value in labels.items()}
-        gradient = functools.partial(torch_gradient, create_graph=create_graph) if self.loss.needs_derivatives else None
+        gradient = functools.partial(torch_gradient, create_graph=create_graph) if self._derivatives else None
         with torch.set_grad_enabled(create_graph):
             prediction = predict(self.module, inputs, gradient)
-            return self.loss(prediction, targets, dict(found), inputs, lr)
+            loss, metrics = self.loss(prediction, targets, found, inputs, lr)
+        return loss, {key: value.detach() for key, value in metrics.items()}
 
     def _check_and_clip(self, loss: torch.Tensor) -> None:
         """Scale gradients down to the largest allowed norm; refuse to go on with NaN or infinite ones.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dpmodel.config import Config
 from dpmodel.graph import Graph, NeighbourRequest, Record
 from dpmodel.nn.mlp import Seed
 from dpmodel.op import Array, Op
+
+if TYPE_CHECKING:
+    from dpmodel.statistics.cache import StatCache
 
 __all__ = ["Descriptor", "DescriptorConfig", "Features"]
 
@@ -65,6 +69,16 @@ class Descriptor(Op):
     def is_smooth(self) -> bool:
         """Whether energies are continuously differentiable where a neighbour enters the cutoff (while `sel` suffices)."""
         raise NotImplementedError(f"{type(self).__name__} does not define is_smooth()")
+
+    def with_statistics(
+        self, graphs: Callable[[], Iterable[Graph]], *, protect: float, cache: StatCache | None = None
+    ) -> Descriptor:
+        """A copy normalised by the statistics of the training data.
+
+        graphs: makes the graphs (NumPy) of the data, called only where the cache does not know. protect: smallest
+        deviation.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define with_statistics()")
 
     def call(self, graph: Graph) -> Features:
         """Features of the owned atoms."""

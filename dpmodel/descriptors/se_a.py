@@ -11,7 +11,8 @@ type alone: those slots are added in closed form, so only slots that hold neighb
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -24,6 +25,10 @@ from dpmodel.nn.mlp import Seed
 from dpmodel.op import Array, buffer, child
 from dpmodel.ops import array_namespace, as_dtype, take_rows
 from dpmodel.precision import dtype_name, global_dtype
+from dpmodel.statistics.environment import environment_items, environment_key, environment_mean_and_deviation
+
+if TYPE_CHECKING:
+    from dpmodel.statistics.cache import StatCache
 
 __all__ = ["SeA", "SeAConfig"]
 
@@ -111,6 +116,25 @@ class SeA(Descriptor):
     def bytes_per_atom(self) -> int:
         # Five arrays as wide as each layer (value, derivative, gradient and two temporaries) live at the peak.
         return 5 * sum(self.config.neuron) * sum(self.config.sel) * self.davg.dtype.itemsize
+
+    def with_statistics(
+        self, graphs: Callable[[], Iterable[Graph]], *, protect: float, cache: StatCache | None = None
+    ) -> SeA:
+        cfg = self.config
+        key = environment_key(
+            ntypes=self.ntypes, rcut=cfg.rcut, rcut_smth=cfg.rcut_smth, sel=cfg.sel, mixed_types=self.mixed_types
+        )
+        items = None if cache is None else cache.environment(key)
+        if items is None:
+            items = environment_items(
+                graphs(), 0, rcut=cfg.rcut, rcut_smth=cfg.rcut_smth, sel=cfg.sel, ntypes=self.ntypes,
+                protection=cfg.env_protection, exclude_types=cfg.exclude_types,
+            )  # fmt: skip
+            if cache is not None:
+                cache.store_environment(key, items)
+        davg, dstd = environment_mean_and_deviation(items, self.ntypes, protect=protect)
+        dtype = self.davg.dtype
+        return self.replace(davg=self.davg if cfg.set_davg_zero else davg.astype(dtype), dstd=dstd.astype(dtype))
 
     def call(self, graph: Graph) -> Features:
         """Features of the owned atoms: node (n, M * axis_neuron) with M the slow index, rotation (n, M, 3)."""

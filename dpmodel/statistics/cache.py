@@ -15,8 +15,6 @@ joined by spaces. The names say nothing about the data: whoever changes the data
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +32,7 @@ from dpmodel.statistics.environment import item_names
 from dpmodel.statistics.items import StatItem
 from dpmodel.statistics.output_bias import Bias
 
-__all__ = ["MARKER", "StatCache", "environment_key"]
+__all__ = ["MARKER", "StatCache"]
 
 T = TypeVar("T")
 
@@ -49,25 +47,6 @@ _SYMBOLS = (
 )
 ELEMENTS = tuple(_SYMBOLS.split())
 """Chemical symbols by atomic number."""
-
-
-def environment_key(
-    *, ntypes: int, rcut: float, rcut_smth: float, sel: Sequence[int], mixed_types: bool, radial_only: bool = False
-) -> str:
-    """Name of the group of a descriptor's environment statistics: a sha1 of its parameters, radii to 0.01 Å.
-
-    Protection and excluded pairs do not enter (so that caches can be exchanged): remove the cache when they change.
-    """
-    described = {
-        "type": "se_r" if radial_only else "se_a",
-        "ntypes": int(ntypes),
-        "rcut": round(float(rcut), 2),
-        "rcut_smth": round(float(rcut_smth), 2),
-        "nsel": int(sum(sel)),
-        "sel": [int(n) for n in sel],
-        "mixed_types": bool(mixed_types),
-    }
-    return hashlib.sha1(json.dumps(described).encode(), usedforsecurity=False).hexdigest()
 
 
 class StatCache:

@@ -7,7 +7,9 @@ Always with the polynomial switch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -16,7 +18,13 @@ from dpmodel.graph import Graph, Slots
 from dpmodel.ops import take_rows
 from dpmodel.statistics.items import StatItem
 
-__all__ = ["environment_items", "environment_mean_and_deviation", "environment_statistics", "item_names"]
+__all__ = [
+    "environment_items",
+    "environment_key",
+    "environment_mean_and_deviation",
+    "environment_statistics",
+    "item_names",
+]
 
 
 def item_names(ntypes: int, *, radial_only: bool = False) -> tuple[str, ...]:
@@ -128,3 +136,22 @@ def _table(view: Slots | tuple[Slots, ...]) -> tuple[np.ndarray, np.ndarray]:
     parts = view if isinstance(view, tuple) else (view,)
     edge = np.concatenate([np.asarray(part.edge) for part in parts], axis=1)
     return edge, np.concatenate([np.asarray(part.mask) for part in parts], axis=1)
+
+
+def environment_key(
+    *, ntypes: int, rcut: float, rcut_smth: float, sel: Sequence[int], mixed_types: bool, radial_only: bool = False
+) -> str:
+    """Name of the group of a descriptor's environment statistics: a sha1 of its parameters, radii to 0.01 Å.
+
+    Protection and excluded pairs do not enter (so that caches can be exchanged): remove the cache when they change.
+    """
+    described = {
+        "type": "se_r" if radial_only else "se_a",
+        "ntypes": int(ntypes),
+        "rcut": round(float(rcut), 2),
+        "rcut_smth": round(float(rcut_smth), 2),
+        "nsel": int(sum(sel)),
+        "sel": [int(n) for n in sel],
+        "mixed_types": bool(mixed_types),
+    }
+    return hashlib.sha1(json.dumps(described).encode(), usedforsecurity=False).hexdigest()

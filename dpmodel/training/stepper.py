@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from dpmodel.errors import DPError
 from dpmodel.graph import Graph
 from dpmodel.models import Model
 from dpmodel.op import Array
@@ -17,18 +18,25 @@ OptimizerState: TypeAlias = dict[str, dict[str, np.ndarray]]
 """Slot name (exp_avg, exp_avg_sq, step) -> parameter path -> array."""
 
 
-class NonFiniteError(ArithmeticError):
+class NonFiniteError(DPError):
     """A gradient became NaN or infinite; nothing was saved after that."""
 
 
 class Loss(Protocol):
     """A loss function over flat arrays (see `dpmodel.losses`)."""
 
-    needs_derivatives: bool
-    """Whether force or virial enter."""
+    @property
+    def outputs(self) -> Collection[str]:
+        """Outputs of the model that enter."""
+        ...
 
     def __call__(
-        self, prediction: dict[str, Array], labels: dict[str, Array], found: dict[str, float], graph: Graph, lr: Any
+        self,
+        prediction: Mapping[str, Array],
+        labels: Mapping[str, Array],
+        found: Mapping[str, Any],
+        graph: Graph,
+        lr: Any,
     ) -> tuple[Array, dict[str, Array]]:
         """(loss, metrics by name)."""
 

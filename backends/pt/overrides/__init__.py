@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from dpmodel.descriptors import SeA
 from dpmodel.op import Op
+
+from .spectral import SpectralSeA
 
 __all__ = ["OVERRIDES"]
 
-OVERRIDES: Mapping[type[Op], type[Op]] = {}
+OVERRIDES: Mapping[type[Op], type[Op]] = {SeA: SpectralSeA}

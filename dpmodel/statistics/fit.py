@@ -1,0 +1,121 @@
+"""Statistics of the training data, put into a fresh model: descriptor, parameters, output bias."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from dpmodel.data.dataset import Dataset, statistics_batches
+from dpmodel.data.system import Batch
+from dpmodel.geometry.build import GraphBuilder
+from dpmodel.graph import Graph
+from dpmodel.models.standard import StandardModel
+from dpmodel.op import Op
+from dpmodel.precision import global_dtype
+from dpmodel.statistics.cache import StatCache
+from dpmodel.statistics.output_bias import Bias, atomic_bias, frame_bias, merge_bias, type_counts
+from dpmodel.statistics.parameters import mean_and_inverse_deviation, parameter_items
+
+__all__ = ["fit_statistics"]
+
+logger = logging.getLogger(__name__)
+
+
+def fit_statistics(
+    model: StandardModel, dataset: Dataset, *, nbatch: int, protect: float, cache: StatCache | None = None
+) -> StandardModel:
+    """The model with the statistics of up to `nbatch` batches per system; the cache answers what it knows.
+
+    Raises DataError where the data cannot give a bias (no labels of the output at all).
+    """
+    batches: list[Batch] = list(statistics_batches(dataset, nbatch))
+    builder = GraphBuilder(
+        requests=model.requests(), ntypes=model.ntypes, exclude_pairs=model.pair_exclude_types, group_by_type=False
+    )
+
+    def graphs() -> Iterable[Graph]:
+        for batch in batches:
+            yield builder.build(batch.coord, batch.atype, batch.cell if batch.pbc else None)
+
+    descriptor = model.descriptor.with_statistics(graphs, protect=protect, cache=cache)
+    fitting = _fit_parameters(model.fitting, batches, protect, cache)
+    bias, deviation = _fit_bias(model, batches, cache)
+    if cache is not None and cache.observed_types() is None:
+        seen = {int(t) for batch in batches for t in np.unique(batch.atype) if t >= 0}
+        cache.store_observed_types([model.type_map[t] for t in sorted(seen)])
+    dtype = global_dtype()
+    return model.replace(
+        descriptor=descriptor, fitting=fitting, out_bias=bias.astype(dtype), out_std=deviation.astype(dtype)
+    )
+
+
+def _fit_parameters(fitting: Any, batches: Sequence[Batch], protect: float, cache: StatCache | None) -> Op:
+    """fparam and aparam: (x - avg) * inverse deviation."""
+    changes: dict[str, np.ndarray] = {}
+    for name, dim in (("fparam", fitting.config.numb_fparam), ("aparam", fitting.config.numb_aparam)):
+        if not dim:
+            continue
+        items = None if cache is None else cache.parameters(name, dim)
+        if items is None:
+            found = [b for b in batches if b.found.get(name, 0.0) > 0]
+            if not found and name == "fparam" and fitting.default_fparam is not None:
+                continue  # every evaluation uses the default
+            blocks = [
+                (b.labels[name].reshape(-1, dim), None if name == "fparam" else b.atype.reshape(-1) >= 0) for b in found
+            ]
+            items = parameter_items(blocks, dim, name)
+            if cache is not None:
+                cache.store_parameters(name, items)
+        average, inverse = mean_and_inverse_deviation(items, protect)
+        dtype = getattr(fitting, f"{name}_avg").dtype
+        changes[f"{name}_avg"], changes[f"{name}_inv_std"] = average.astype(dtype), inverse.astype(dtype)
+    result: Op = fitting.replace(**changes)
+    return result
+
+
+def _fit_bias(model: StandardModel, batches: Sequence[Batch], cache: StatCache | None) -> Bias:
+    """(ntypes, dim) bias and deviation of the model's output."""
+    output = model.output()
+    dim = int(np.prod(output.shape))
+    known = None if cache is None else cache.output_bias(output.name, dim=dim)
+    if known is not None:
+        return known
+    framed = [b for b in batches if b.found.get(output.name, 0.0) > 0]
+    atomic = [b for b in batches if b.found.get(f"atom_{output.name}", 0.0) > 0]
+    if not framed and not atomic:
+        logger.warning("no system has labels of %r: the output bias stays as it is", output.name)
+        return np.asarray(model.out_bias), np.asarray(model.out_std)
+    by_frame = by_atom = None
+    if framed:
+        counts = [_counts(b, model.ntypes) for b in framed]
+        by_frame = frame_bias(
+            np.concatenate([b.labels[output.name].reshape(b.nframes, dim) for b in framed]),
+            np.concatenate(counts),
+            preset=_preset(model, output.name),
+            exclude_types=model.atom_exclude_types,
+            intensive=output.intensive,
+        )
+    if atomic:
+        values = np.concatenate([b.labels[f"atom_{output.name}"].reshape(-1, dim) for b in atomic])
+        by_atom = atomic_bias(values, np.concatenate([b.atype.reshape(-1) for b in atomic]), model.ntypes)
+    bias = merge_bias(by_atom, by_frame)
+    if cache is not None:
+        cache.store_output_bias({output.name: bias})
+    return bias
+
+
+def _counts(batch: Batch, ntypes: int) -> np.ndarray:
+    frame = np.repeat(np.arange(batch.nframes), batch.natoms)
+    return type_counts(batch.atype.reshape(-1), frame, batch.nframes, ntypes)
+
+
+def _preset(model: StandardModel, name: str) -> Sequence[Any] | None:
+    """Biases that the input fixes: preset_out_bias, else the numbers of atom_ener."""
+    if model.preset_out_bias is not None and name in model.preset_out_bias:
+        preset: Sequence[Any] = model.preset_out_bias[name]
+        return preset
+    vacuum = model.fitting.vacuum()
+    return model.fitting.config.atom_ener if vacuum is not None else None

@@ -1,0 +1,40 @@
+"""From batches of data systems to what a training step takes: a graph, flat labels, flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from dpmodel.data.system import Batch
+from dpmodel.geometry.build import GraphBuilder
+from dpmodel.graph import Graph
+
+__all__ = ["Prepared", "prepare"]
+
+INPUTS = ("fparam", "aparam")
+"""Quantities of the data that go into the graph rather than into the loss."""
+
+
+class Prepared(NamedTuple):
+    """One batch, NumPy."""
+
+    graph: Graph
+    labels: Mapping[str, np.ndarray]
+    """Atomic labels (n, *shape) over all frames, frame labels (f, *shape)."""
+    found: Mapping[str, float]
+    """1.0 where the system has the label."""
+
+
+def prepare(batch: Batch, builder: GraphBuilder, atomic: frozenset[str]) -> Prepared:
+    """Build the graph and flatten the labels. `atomic`: names of the per-atom labels."""
+    given = {name: batch.labels[name] for name in INPUTS if batch.found.get(name, 0.0) > 0}
+    cell = batch.cell if batch.pbc else None
+    graph = builder.build(batch.coord, batch.atype, cell, **given)
+    labels = {}
+    for name, value in batch.labels.items():
+        if name not in INPUTS:
+            labels[name] = value.reshape(-1, *value.shape[2:]) if name in atomic else value
+    found = {name: flag for name, flag in batch.found.items() if name not in INPUTS}
+    return Prepared(graph, labels, found)
