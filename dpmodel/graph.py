@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast, dataclass_transform
 
 from dpmodel.op import Array
 
-__all__ = ["Comm", "Graph", "NeighbourRequest", "Slots", "TypeGroups", "map_record", "record_types"]
+__all__ = ["Comm", "Graph", "NeighbourRequest", "Record", "Slots", "TypeGroups", "map_record", "record_types"]
 
 T = TypeVar("T", bound="Record")
 
@@ -32,6 +32,7 @@ record_types: list[type[Record]] = []
 """Every record class, for bridges that must register them (torch.export, JAX pytrees)."""
 
 
+@dataclass_transform(kw_only_default=True, frozen_default=True)
 class Record:
     """A frozen keyword-only dataclass of arrays, None, tuples of those, and other records."""
 

@@ -28,7 +28,8 @@ from dpmodel.statistics import (
     type_counts,
     without_prediction,
 )
-from dpmodel.statistics.cache import ELEMENTS, MARKER, StatCache, environment_key
+from dpmodel.statistics.cache import ELEMENTS, MARKER, StatCache
+from dpmodel.statistics.environment import environment_key
 
 # --- items --------------------------------------------------------------------------------------------
 
