@@ -56,17 +56,15 @@ def select_centres(graph: Graph, start: int, stop: int) -> tuple[Graph, np.ndarr
     """The part of a graph that centres start..stop of a local model need: (graph, rows of its nodes in the whole).
 
     The part's owned atoms are those centres; every other atom that they see is a ghost without an owner, so
-    forces come back for all its nodes.
+    forces come back for all its nodes. Edges must be sorted by centre, as `GraphBuilder` makes them.
     """
-    edges = np.flatnonzero((graph.centre >= start) & (graph.centre < stop))
+    edges = slice(*np.searchsorted(graph.centre, (start, stop)))
     others = np.unique(graph.neighbour[edges])
     others = others[(others < start) | (others >= stop)]
     nodes = np.concatenate([np.arange(start, stop), others])
     place = np.zeros(graph.atype.shape[0], dtype=np.int64)
     place[nodes] = np.arange(nodes.size)
-    edge_place = np.zeros(graph.edge_vec.shape[0] + 1, dtype=np.int64)
-    edge_place[edges] = np.arange(edges.size)
-    views = tuple(_select_view(view, start, stop, edge_place) for view in graph.views)
+    views = tuple(_select_view(view, start, stop, edges.start) for view in graph.views)
     part = graph.replace(
         atype=graph.atype[nodes],
         frame=graph.frame[start:stop],
@@ -82,14 +80,17 @@ def select_centres(graph: Graph, start: int, stop: int) -> tuple[Graph, np.ndarr
     return part, nodes
 
 
-def _select_view(view: Slots | tuple[Slots, ...], start: int, stop: int, edge_place: np.ndarray) -> Slots | tuple[Slots, ...]:
+def _select_view(view: Slots | tuple[Slots, ...], start: int, stop: int, first: int) -> Slots | tuple[Slots, ...]:
     if isinstance(view, tuple):
-        return tuple(_select_view(slots, start, stop, edge_place) for slots in view)  # type: ignore[misc]  # one level
-    mask = view.mask[start:stop]
+        return tuple(_select_slots(slots, start, stop, first) for slots in view)
+    return _select_slots(view, start, stop, first)
+
+
+def _select_slots(slots: Slots, start: int, stop: int, first: int) -> Slots:
+    mask = slots.mask[start:stop]
     width = int(mask.sum(axis=1).max(initial=0))  # occupied slots come first
     mask = mask[:, :width]
-    edge = np.where(mask, edge_place[view.edge[start:stop, :width]], 0)
-    return Slots(edge=edge, mask=mask)
+    return Slots(edge=np.where(mask, slots.edge[start:stop, :width] - first, 0), mask=mask)
 
 
 def _select_types(types: TypeGroups, start: int, stop: int) -> TypeGroups:

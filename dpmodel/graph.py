@@ -128,6 +128,12 @@ class Graph(Record):
     comm: Comm | None = None
     """Ghost exchange with other processes; None within one process."""
 
+    def grouped(self) -> TypeGroups:
+        """`types`. Raises ValueError where the graph was built without them."""
+        if self.types is None:
+            raise ValueError("this model has networks per type: build its graph with group_by_type=True")
+        return self.types
+
 
 def map_record(record: Any, convert: Callable[[Array], Array]) -> Any:
     """Apply `convert` to every array of a record, of nested tuples and records."""

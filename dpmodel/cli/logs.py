@@ -65,6 +65,6 @@ def logging_to(level: str, path: str | None) -> Iterator[None]:
             handler.close()
 
 
-def _log_warning(message: Warning | str, *_place: Any) -> None:
+def _log_warning(message: Warning | str, *_place: Any, **_more: Any) -> None:
     """Takes what `warnings.showwarning` gets; where in the library it was raised tells users nothing."""
     log.warning("%s", message)

@@ -17,7 +17,7 @@ __all__ = ["Descriptor", "DescriptorConfig", "Features"]
 
 
 class Features(Record):
-    """Output of a descriptor for the n owned atoms."""
+    """Output of a descriptor for the n owned atoms, in the descriptor's precision."""
 
     node: Array
     """(n, dim_out): invariant features."""

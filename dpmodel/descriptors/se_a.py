@@ -23,8 +23,8 @@ from dpmodel.graph import Graph, NeighbourRequest, Slots
 from dpmodel.nn import MLP, child_seed, make_embedding_net
 from dpmodel.nn.mlp import Seed
 from dpmodel.op import Array, buffer, child
-from dpmodel.ops import array_namespace, as_dtype, take_rows
-from dpmodel.precision import dtype_name, global_dtype
+from dpmodel.ops import array_namespace, as_dtype, take_rows, zeros
+from dpmodel.precision import dtype_name
 from dpmodel.statistics.environment import environment_items, environment_key, environment_mean_and_deviation
 
 if TYPE_CHECKING:
@@ -143,20 +143,18 @@ class SeA(Descriptor):
         atype = graph.atype[:n]
         atype = xp.where(atype < 0, xp.zeros_like(atype), atype)
         rows = self._environment(graph, atype)
-        moment = None
+        moment = zeros((n, self.dim_emb, 4), rows)
         for t, slots in enumerate(graph.views[0]):
             part = self._neighbours(t, slots, rows, graph)
             for c in range(self.ntypes):
                 if (c, t) in cfg.exclude_types or (t, c) in cfg.exclude_types:
                     # An excluded neighbour keeps its slot and contributes 0; empty slots are not excluded.
                     part = xp.where(atype[:, None, None] == c, xp.zeros_like(part), part)
-            part = part + self._empty(t, slots, atype)
-            moment = part if moment is None else moment + part
+            moment = moment + part + self._empty(t, slots, atype)
         moment = moment / float(sum(cfg.sel))
         second = xp.permute_dims(moment[:, : cfg.axis_neuron, :], (0, 2, 1))
         node = xp.reshape(xp.matmul(moment, second), (n, self.dim_out))
-        out = global_dtype()
-        return Features(node=as_dtype(node, out), rotation=as_dtype(moment[:, :, 1:], out))
+        return Features(node=node, rotation=moment[:, :, 1:])
 
     def _environment(self, graph: Graph, atype: Array) -> Array:
         """(e, 4): normalised environment rows of all edges."""
@@ -174,10 +172,10 @@ class SeA(Descriptor):
         if self.config.type_one_side:
             return self._embed(self.networks[t], table)
         parts = [
-            self._embed(self.networks[c + self.ntypes * t], take_rows(table, graph.types.rows[c]))
+            self._embed(self.networks[c + self.ntypes * t], take_rows(table, graph.grouped().rows[c]))
             for c in range(self.ntypes)
         ]
-        return take_rows(xp.concat(parts, axis=0), graph.types.place)
+        return take_rows(xp.concat(parts, axis=0), graph.grouped().place)
 
     def _embed(self, network: MLP, table: Array) -> Array:
         """(n, w, 4) -> (n, M, 4): sum over slots of Net(R[0]) (x) R."""

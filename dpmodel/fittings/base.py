@@ -144,14 +144,14 @@ class Fitting(Op):
         return as_dtype(y, global_dtype()) + take_rows(as_dtype(self.bias_atom_e, global_dtype()), atype)
 
     def _by_type(self, x: Array, x0: Array | None, vacuum: tuple[bool, ...] | None, graph: Graph) -> Array:
-        parts = []
-        for t, (net, rows) in enumerate(zip(self.networks, graph.types.rows, strict=True)):
+        parts, types = [], graph.grouped()
+        for t, (net, rows) in enumerate(zip(self.networks, types.rows, strict=True)):
             y = net(take_rows(x, rows))
             # Types beyond the end of a short list count as preset (spec of atom_ener).
             if x0 is not None and vacuum is not None and (t >= len(vacuum) or vacuum[t]):
                 y = y - net(take_rows(x0, rows))
             parts.append(y)
-        return take_rows(array_namespace(x).concat(parts, axis=0), graph.types.place)
+        return take_rows(array_namespace(x).concat(parts, axis=0), types.place)
 
     def _extra_inputs(self, graph: Graph, n: int, dtype: Any) -> list[Array]:
         """The blocks behind the descriptor, each (n, width) in the net's precision."""
@@ -169,6 +169,6 @@ class Fitting(Op):
             if graph.aparam is None:
                 raise ValueError(f"this model needs aparam ({cfg.numb_aparam} numbers per atom)")
             blocks.append((as_dtype(graph.aparam, dtype) - self.aparam_avg) * self.aparam_inv_std)
-        if cfg.dim_case_embd:
+        if self.case_embd is not None:
             blocks.append(xp.broadcast_to(self.case_embd[...], (n, cfg.dim_case_embd)))
         return blocks

@@ -1,0 +1,136 @@
+"""Files with labels and predictions side by side, as `dpmodel test -d PREFIX` writes and `dpmodel plot` reads them.
+
+=====================  ======  =======================================================
+file                   rows    columns (labels, then predictions)
+=====================  ======  =======================================================
+PREFIX.e.out           frames  energy, eV
+PREFIX.e_peratom.out   frames  energy per atom, eV
+PREFIX.f.out           atoms   force x y z, eV/Å
+PREFIX.v.out           frames  virial xx xy ... zz, eV
+PREFIX.v_peratom.out   frames  virial per atom, eV
+PREFIX.s.out           frames  stress (-virial / volume), eV/Å^3
+PREFIX.ae.out          atoms   energy of every atom, eV
+=====================  ======  =======================================================
+
+Systems follow one another, each after a line `# <system>: data_e pred_e`. A suffix of PREFIX is replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+import numpy as np
+
+from dpmodel.errors import InputError
+from dpmodel.metrics import Comparison
+
+__all__ = ["DetailWriter", "FILES", "detail_path", "read_detail"]
+
+_TENSOR = tuple(a + b for a in "xyz" for b in "xyz")
+
+FILES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "energy": ("e", ("e",)),
+    "energy_per_atom": ("e_peratom", ("e",)),
+    "force": ("f", tuple(f"f{axis}" for axis in "xyz")),
+    "virial": ("v", tuple(f"v{axes}" for axes in _TENSOR)),
+    "virial_per_atom": ("v_peratom", tuple(f"v{axes}" for axes in _TENSOR)),
+    "stress": ("s", tuple(f"s{axes}" for axes in _TENSOR)),
+    "atom_energy": ("ae", ("e",)),
+}
+"""By quantity: part of the file's name, names of the columns."""
+
+
+def detail_path(prefix: str | os.PathLike[str], quantity: str) -> Path:
+    """The file of a quantity. Raises InputError for a prefix without a name."""
+    path = Path(prefix)
+    if not path.name:
+        raise InputError(f"expected a prefix for files such as results/water, got {os.fspath(prefix)!r}")
+    return path.with_suffix(f".{FILES[quantity][0]}.out")
+
+
+class DetailWriter:
+    """Writes the files of a prefix. They appear when the block ends without an error, complete; older ones of the
+    same prefix are replaced, those of quantities that this test has not are removed.
+
+    with DetailWriter("results/water") as writer:
+        evaluate_systems(potential, "water", on_chunk=writer)
+
+    Raises OSError naming the file where the disk refuses; earlier files are then unchanged.
+    """
+
+    def __init__(self, prefix: str | os.PathLike[str]) -> None:
+        self._paths = {quantity: detail_path(prefix, quantity) for quantity in FILES}
+        self._mark = f".{secrets.token_hex(4)}.tmp"
+        self._streams: dict[str, TextIO] = {}
+        self._system: dict[str, str] = {}
+
+    def __enter__(self) -> DetailWriter:
+        # A folder that does not exist should be an error before hours of evaluation, not after.
+        next(iter(self._paths.values())).parent.joinpath(self._mark).touch()
+        next(iter(self._paths.values())).parent.joinpath(self._mark).unlink()
+        return self
+
+    def __call__(self, part: Comparison) -> None:
+        """Append the rows of a chunk."""
+        for quantity, label in part.label.items():
+            stream = self._stream(quantity)
+            if self._system.get(quantity) != part.system:
+                self._system[quantity] = part.system
+                names = FILES[quantity][1]
+                columns = " ".join([*(f"data_{name}" for name in names), *(f"pred_{name}" for name in names)])
+                stream.write(f"# {part.system}: {columns}\n")
+            np.savetxt(stream, np.concatenate([label, part.prediction[quantity]], axis=1))
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that were written so far."""
+        return tuple(self._paths[quantity] for quantity in FILES if quantity in self._streams)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            for quantity, stream in self._streams.items():
+                stream.close()
+                if kind is None:
+                    os.replace(self._temporary(quantity), self._paths[quantity])
+            if kind is None:
+                for quantity in FILES.keys() - self._streams.keys():
+                    self._paths[quantity].unlink(missing_ok=True)
+        finally:
+            for quantity, stream in self._streams.items():
+                with contextlib.suppress(OSError):
+                    stream.close()
+                    self._temporary(quantity).unlink(missing_ok=True)
+
+    def _stream(self, quantity: str) -> TextIO:
+        if quantity not in self._streams:
+            self._streams[quantity] = open(self._temporary(quantity), "x", encoding="utf-8")
+        return self._streams[quantity]
+
+    def _temporary(self, quantity: str) -> Path:
+        path = self._paths[quantity]
+        return path.with_name(f".{path.name}{self._mark}")
+
+
+def read_detail(prefix: str | os.PathLike[str], quantity: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """(labels, predictions), each (rows, columns), of all systems; None where there is no such file.
+
+    Raises InputError where the file is not of this kind.
+    """
+    path = detail_path(prefix, quantity)
+    if not path.exists():
+        return None
+    width = len(FILES[quantity][1])
+    try:
+        table = np.loadtxt(path, ndmin=2)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected rows of {2 * width} numbers, as `dpmodel test -d` writes ({error})") from None
+    if table.shape[1] != 2 * width or not len(table):
+        raise InputError(f"{path}: expected rows of {2 * width} numbers, found {table.shape[0]} of {table.shape[1]}")
+    return table[:, :width], table[:, width:]
