@@ -35,13 +35,19 @@ class JaxEvaluator:
 
     def __call__(self, graph: Graph, *, forces: bool, atomic: bool) -> dict[str, np.ndarray]:
         """See `dpmodel.backend.Evaluator`."""
-        n, f = graph.frame.shape[0], graph.natoms.shape[0]
+        n, m, f = graph.frame.shape[0], graph.atype.shape[0], graph.natoms.shape[0]
         self._sizes = bucket_sizes(graph, self._sizes)
         with double_precision():
             padded = graph_to_jax(pad_graph(graph, self._sizes), self.device)
             outputs = self._run(self._model, padded, forces, atomic)
         frames = {"virial", self._model.output().reduced}
-        return {key: np.array(value[: f if key in frames else n]) for key, value in outputs.items()}
+        ghosts = slice(self._sizes.atoms, self._sizes.atoms + m - n)  # behind the padding of the owned atoms
+        results = {}
+        for key, padded_value in outputs.items():
+            value = np.array(padded_value)
+            nodes = key in {"force", "atom_virial"} and graph.owner is None and m > n
+            results[key] = np.concatenate([value[:n], value[ghosts]]) if nodes else value[: f if key in frames else n]
+        return results
 
     def compilations(self) -> int:
         """How many shapes have been compiled so far."""

@@ -100,7 +100,7 @@ def from_torch(module: Any) -> Op:
 
 def graph_to_torch(graph: Any, device: str | torch.device | None = None) -> Any:
     """A record of NumPy arrays as one of tensors; memory is shared where the device allows it."""
-    return map_record(graph, lambda x: torch.as_tensor(x, device=device))
+    return map_record(graph, lambda x: torch.as_tensor(x if x.flags.writeable else x.copy(), device=device))
 
 
 def torch_gradient(
