@@ -22,14 +22,14 @@ import os
 import secrets
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import Self, TextIO
 
 import numpy as np
 
 from dpmodel.errors import InputError
 from dpmodel.metrics import Comparison
 
-__all__ = ["DetailWriter", "FILES", "detail_path", "read_detail"]
+__all__ = ["FILES", "DetailWriter", "detail_path", "read_detail"]
 
 _TENSOR = tuple(a + b for a in "xyz" for b in "xyz")
 
@@ -66,13 +66,15 @@ class DetailWriter:
     def __init__(self, prefix: str | os.PathLike[str]) -> None:
         self._paths = {quantity: detail_path(prefix, quantity) for quantity in FILES}
         self._mark = f".{secrets.token_hex(4)}.tmp"
+        self._open = contextlib.ExitStack()
         self._streams: dict[str, TextIO] = {}
         self._system: dict[str, str] = {}
 
-    def __enter__(self) -> DetailWriter:
-        # A folder that does not exist should be an error before hours of evaluation, not after.
-        next(iter(self._paths.values())).parent.joinpath(self._mark).touch()
-        next(iter(self._paths.values())).parent.joinpath(self._mark).unlink()
+    def __enter__(self) -> Self:
+        # A folder that cannot be written to should be an error before hours of evaluation, not after.
+        trial = self._temporary("energy")
+        trial.touch(exist_ok=False)
+        trial.unlink()
         return self
 
     def __call__(self, part: Comparison) -> None:
@@ -95,22 +97,21 @@ class DetailWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            for quantity, stream in self._streams.items():
-                stream.close()
-                if kind is None:
-                    os.replace(self._temporary(quantity), self._paths[quantity])
+            self._open.close()
             if kind is None:
-                for quantity in FILES.keys() - self._streams.keys():
-                    self._paths[quantity].unlink(missing_ok=True)
+                for quantity, path in self._paths.items():
+                    if quantity in self._streams:
+                        os.replace(self._temporary(quantity), path)
+                    else:
+                        path.unlink(missing_ok=True)
         finally:
-            for quantity, stream in self._streams.items():
-                with contextlib.suppress(OSError):
-                    stream.close()
-                    self._temporary(quantity).unlink(missing_ok=True)
+            for quantity in self._streams:
+                self._temporary(quantity).unlink(missing_ok=True)
 
     def _stream(self, quantity: str) -> TextIO:
         if quantity not in self._streams:
-            self._streams[quantity] = open(self._temporary(quantity), "x", encoding="utf-8")
+            stream = self._open.enter_context(open(self._temporary(quantity), "x", encoding="utf-8"))  # noqa: SIM115  # the stack closes it
+            self._streams[quantity] = stream
         return self._streams[quantity]
 
     def _temporary(self, quantity: str) -> Path:
@@ -130,7 +131,9 @@ def read_detail(prefix: str | os.PathLike[str], quantity: str) -> tuple[np.ndarr
     try:
         table = np.loadtxt(path, ndmin=2)
     except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: expected rows of {2 * width} numbers, as `dpmodel test -d` writes ({error})") from None
+        raise InputError(
+            f"{path}: expected rows of {2 * width} numbers, as `dpmodel test -d` writes ({error})"
+        ) from None
     if table.shape[1] != 2 * width or not len(table):
         raise InputError(f"{path}: expected rows of {2 * width} numbers, found {table.shape[0]} of {table.shape[1]}")
     return table[:, :width], table[:, width:]

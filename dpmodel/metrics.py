@@ -220,7 +220,10 @@ def compare(potential: Potential, batch: Batch, system: str, *, atomic: bool) ->
     given = {name: batch.labels[name] for name in ("fparam", "aparam") if batch.found.get(name, 0.0) > 0}
     atomic = atomic and batch.found.get("atom_ener", 0.0) > 0
     try:
-        out = potential.evaluate(batch.coord, batch.atype, batch.cell, pbc=batch.pbc, atomic=atomic, **given)
+        out = potential.evaluate(
+            batch.coord, batch.atype, batch.cell, pbc=batch.pbc, atomic=atomic,
+            fparam=given.get("fparam"), aparam=given.get("aparam"),
+        )  # fmt: skip
     except InputError as problem:
         first, last = int(batch.frames[0]), int(batch.frames[-1])
         raise DataError(f"{system}, frames {first} to {last}: {problem}") from problem
