@@ -21,7 +21,17 @@ from dpmodel.graph import Graph
 from dpmodel.models.derivatives import predict
 from dpmodel.models.standard import Model
 
-__all__ = ["ALIASES", "NUMPY", "Backend", "Evaluator", "Trainer", "canonical_name", "get_backend", "get_trainer", "installed"]
+__all__ = [
+    "ALIASES",
+    "NUMPY",
+    "Backend",
+    "Evaluator",
+    "Trainer",
+    "canonical_name",
+    "get_backend",
+    "get_trainer",
+    "installed",
+]
 
 GROUP = "dpmodel.backends"
 
@@ -69,8 +79,8 @@ class Evaluator(Protocol):
 class Backend(Protocol):
     """What a backend offers. Instances are stateless."""
 
-    name: str
-    has_gradients: bool
+    name: ClassVar[str]
+    has_gradients: ClassVar[bool]
     """Whether forces and virials can be had."""
 
     def evaluator(self, model: Model, *, device: str | None = None, compile: bool = False) -> Evaluator:
@@ -81,7 +91,13 @@ class Trainer(Backend, Protocol):
     """A backend that can train."""
 
     def stepper(
-        self, model: Model, loss: Any, optimizer: Any, *, device: str | None = None, gradient_max_norm: float | None = None
+        self,
+        model: Model,
+        loss: Any,
+        optimizer: Any,
+        *,
+        device: str | None = None,
+        gradient_max_norm: float | None = None,
     ) -> Any:
         """A `dpmodel.training.stepper.Stepper` for the model. optimizer: the section of the input."""
 
@@ -142,7 +158,9 @@ def get_backend(name: str | None = None) -> Backend:
     here = installed()
     key = canonical_name(asked) if asked is not None else next(k for k in PREFERENCE if k in here)
     if key not in here:
-        raise BackendError(f"backend {key!r} needs the package {REQUIRES[key]!r}, which is not installed. {_inventory()}")
+        raise BackendError(
+            f"backend {key!r} needs the package {REQUIRES[key]!r}, which is not installed. {_inventory()}"
+        )
     if key == "numpy":
         return NUMPY
     return _load(key)

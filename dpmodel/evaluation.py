@@ -100,7 +100,9 @@ def _select_types(types: TypeGroups, start: int, stop: int) -> TypeGroups:
     return TypeGroups(rows=rows, place=place)
 
 
-def assemble_frames(flat: dict[str, np.ndarray], shape: tuple[int, ...], output: Output, *, atomic: bool) -> dict[str, np.ndarray]:
+def assemble_frames(
+    flat: dict[str, np.ndarray], shape: tuple[int, ...], output: Output, *, atomic: bool
+) -> dict[str, np.ndarray]:
     """Flat outputs to arrays with a frame axis; per-atom ones only where asked for."""
     nf, na = shape
     out = {}

@@ -151,12 +151,16 @@ class Op:
                 value, path = getattr(op, name), prefix + name
                 if kind is Kind.CHILD:
                     if isinstance(value, tuple | list):
-                        changes[name] = tuple(None if c is None else visit(c, f"{path}.{k}.") for k, c in enumerate(value))
+                        changes[name] = tuple(
+                            None if c is None else visit(c, f"{path}.{k}.") for k, c in enumerate(value)
+                        )
                     elif value is not None:
                         changes[name] = visit(value, path + ".")
                 elif kind is not Kind.STATIC and path in state:
                     if tuple(np.shape(state[path])) != tuple(value.shape):
-                        raise ValueError(f"{path}: expected shape {tuple(value.shape)}, got {tuple(np.shape(state[path]))}")
+                        raise ValueError(
+                            f"{path}: expected shape {tuple(value.shape)}, got {tuple(np.shape(state[path]))}"
+                        )
                     changes[name] = state[path]
             return op.replace(**changes)
 

@@ -20,7 +20,12 @@ __all__ = ["Potential", "load", "save"]
 
 
 def load(
-    path: str | Path, backend: str | None = None, *, head: str | None = None, device: str | None = None, compile: bool = False
+    path: str | Path,
+    backend: str | None = None,
+    *,
+    head: str | None = None,
+    device: str | None = None,
+    compile: bool = False,
 ) -> Potential:
     """Load a model file or a checkpoint.
 
@@ -63,7 +68,9 @@ class Potential:
         )
 
     @classmethod
-    def from_model(cls, model: Model, backend: str | None = None, *, device: str | None = None, compile: bool = False) -> Potential:
+    def from_model(
+        cls, model: Model, backend: str | None = None, *, device: str | None = None, compile: bool = False
+    ) -> Potential:
         """Wrap a model of NumPy arrays that was built rather than loaded."""
         chosen = get_backend(backend)
         return cls(ModelFile(model=model), chosen, chosen.evaluator(model, device=device, compile=compile))
@@ -156,7 +163,9 @@ class Potential:
             "aparam": frames.atom_values(aparam, self.dim_aparam, "aparam"),
         }
         if self.dim_fparam and fparam is None and not self._model.has_default_fparam:
-            raise InputError(f"fparam is missing: this model takes {self.dim_fparam} numbers per frame and has no default")
+            raise InputError(
+                f"fparam is missing: this model takes {self.dim_fparam} numbers per frame and has no default"
+            )
         if self.dim_aparam and aparam is None:
             raise InputError(f"aparam is missing: this model takes {self.dim_aparam} numbers per atom")
         size = atoms_per_call(self._model)
@@ -191,7 +200,9 @@ class _Frames:
         types = np.broadcast_to(types, (nf, na))
         if types.size and (types.min() < -1 or types.max() >= len(type_map)):
             bad = next(int(t) for t in types.ravel() if t < -1 or t >= len(type_map))
-            raise InputError(f"atype: {bad} is out of range; this model knows 0 to {len(type_map) - 1} {list(type_map)}, and -1 pads")
+            raise InputError(
+                f"atype: {bad} is out of range; this model knows 0 to {len(type_map) - 1} {list(type_map)}, and -1 pads"
+            )
         return cls(coord, types, None if box is None else _cells(box, nf))
 
     def chunks(self, size: int) -> Iterator[slice]:
@@ -228,14 +239,18 @@ def _floats(value: Any, name: str) -> np.ndarray:
     try:
         return np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as problem:
-        raise InputError(f"{name}: expected numbers of a regular shape, got {type(value).__name__} ({problem})") from problem
+        raise InputError(
+            f"{name}: expected numbers of a regular shape, got {type(value).__name__} ({problem})"
+        ) from problem
 
 
 def _cells(box: Any, nf: int) -> np.ndarray:
     cells = _floats(box, "box")
     if cells.size in (9, 9 * nf) and cells.shape in ((9,), (3, 3), (1, 9), (1, 3, 3), (nf, 9), (nf, 3, 3)):
         return np.broadcast_to(cells.reshape(-1, 3, 3), (nf, 3, 3))
-    raise InputError(f"box: expected shape ({nf}, 3, 3), ({nf}, 9), (3, 3) or (9,), rows are cell vectors; got {cells.shape}")
+    raise InputError(
+        f"box: expected shape ({nf}, 3, 3), ({nf}, 9), (3, 3) or (9,), rows are cell vectors; got {cells.shape}"
+    )
 
 
 def _types(atype: Any, type_map: tuple[str, ...]) -> np.ndarray:
@@ -245,9 +260,9 @@ def _types(atype: Any, type_map: tuple[str, ...]) -> np.ndarray:
         try:
             return np.array([index[str(name)] for name in array.ravel()], dtype=np.int64).reshape(array.shape)
         except KeyError as problem:
-            raise InputError(f"atype: the model knows no {problem.args[0]!r}; its type_map is {list(type_map)}") from None
+            raise InputError(
+                f"atype: the model knows no {problem.args[0]!r}; its type_map is {list(type_map)}"
+            ) from None
     if array.dtype.kind not in "iu" and array.size:
         raise InputError(f"atype: expected integers or symbols, got dtype {array.dtype}")
     return array.astype(np.int64)
-
-

@@ -19,17 +19,19 @@ from .overrides import OVERRIDES
 __all__ = ["BACKEND", "OVERRIDES", "JaxBackend", "JaxEvaluator"]
 
 
-def _predict(model: Any, graph: Graph, forces: bool, atomic: bool) -> dict[str, jax.Array]:
-    return predict(model, graph, jax_gradient if forces else None, atomic_virial=atomic)
-
-
 class JaxEvaluator:
     """A model as a pytree and a jitted function; sizes are padded to buckets, so new systems rarely compile anew."""
 
     def __init__(self, model: Model, device: Any) -> None:
         self.device = device
         self._sizes: Sizes | None = None
-        self._run = jax.jit(_predict, static_argnums=(2, 3))
+        self._traces = 0
+
+        def traced(model: Any, graph: Graph, forces: bool, atomic: bool) -> dict[str, jax.Array]:
+            self._traces += 1  # runs once per new shape, when JAX traces
+            return predict(model, graph, jax_gradient if forces else None, atomic_virial=atomic)
+
+        self._run = jax.jit(traced, static_argnums=(2, 3))
         with double_precision():
             self._model = to_jax(model, device=device, overrides=OVERRIDES)
 
@@ -51,7 +53,7 @@ class JaxEvaluator:
 
     def compilations(self) -> int:
         """How many shapes have been compiled so far."""
-        return int(self._run._cache_size())
+        return self._traces
 
     def model(self) -> Model:
         """The model with NumPy arrays."""

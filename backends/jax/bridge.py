@@ -7,8 +7,7 @@ model-shaped object.
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -27,8 +26,15 @@ def double_precision() -> Any:
     return jax.enable_x64(True)
 
 
-@functools.cache
+_REGISTERED: set[type[Any]] = set()
+_CLASSES: dict[Any, type[Op]] = {}
+"""Derived classes by reference and table."""
+
+
 def _register(cls: type[Op]) -> None:
+    if cls in _REGISTERED:
+        return
+    _REGISTERED.add(cls)
     dynamic = tuple(name for name, kind in cls.fields() if kind is not Kind.STATIC)
     static = tuple(name for name, kind in cls.fields() if kind is Kind.STATIC)
 
@@ -36,7 +42,7 @@ def _register(cls: type[Op]) -> None:
         leaves = tuple((jax.tree_util.GetAttrKey(name), getattr(op, name)) for name in dynamic)
         return leaves, tuple(getattr(op, name) for name in static)
 
-    def unflatten(aux: tuple[Any, ...], leaves: tuple[Any, ...]) -> Op:
+    def unflatten(aux: tuple[Any, ...], leaves: Iterable[Any]) -> Op:
         op = object.__new__(cls)
         op.__dict__.update(zip(static, aux, strict=True))
         op.__dict__.update(zip(dynamic, leaves, strict=True))
@@ -45,34 +51,37 @@ def _register(cls: type[Op]) -> None:
     jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
 
 
-@functools.cache
-def _register_record(cls: type[Any]) -> None:
-    names = [f.name for f in dataclasses.fields(cls)]
-    jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=[])
+def _register_records() -> None:
+    for cls in record_types:
+        if cls not in _REGISTERED:
+            _REGISTERED.add(cls)
+            names = [f.name for f in dataclasses.fields(cast(Any, cls))]
+            jax.tree_util.register_dataclass(cast(Any, cls), data_fields=names, meta_fields=[])
 
 
-@functools.cache
-def _jax_class(cls: type[Op], table: tuple[tuple[type[Op], type[Op]], ...]) -> type[Op]:
-    overrides = dict(table)
+def _jax_class(cls: type[Op], overrides: Mapping[type[Op], type[Op]]) -> type[Op]:
+    key = (cls, tuple(overrides.items()))
+    if key not in _CLASSES:
+        _CLASSES[key] = _derive(cls, overrides)
+    return _CLASSES[key]
+
+
+def _derive(cls: type[Op], overrides: Mapping[type[Op], type[Op]]) -> type[Op]:
     found = [overrides[base] for base in cls.__mro__ if base in overrides]
-    if not found:
-        made = cls
-    elif cls in overrides and len(found) == 1:
-        made = found[0]
-    else:
+    made: Any = cls
+    if found:
         bases = found if cls in overrides else [cls, *found]
-        made = cast(Any, type(cls.__name__, tuple(bases), {"derived": True, "__module__": __name__}))
+        made = type(cls.__name__, tuple(bases), {"derived": True, "reference": cls, "__module__": __name__})
     _register(made)
     return made
 
 
 def to_jax(op: Op, *, device: Any = None, overrides: Mapping[type[Op], type[Op]] = MappingProxyType({})) -> Any:
     """The pytree of an Op tree, its arrays on the device."""
-    for record in record_types:
-        _register_record(record)
+    _register_records()
 
     def visit(op: Op) -> Op:
-        new = object.__new__(_jax_class(type(op), tuple(overrides.items())))
+        new = object.__new__(_jax_class(type(op), overrides))
         for name, kind in op.fields():
             value = getattr(op, name)
             if kind is Kind.CHILD and isinstance(value, tuple | list):
@@ -90,11 +99,8 @@ def to_jax(op: Op, *, device: Any = None, overrides: Mapping[type[Op], type[Op]]
 def from_jax(op: Op) -> Op:
     """The same tree with NumPy arrays, of the plain classes."""
 
-    def plain(cls: type[Op]) -> type[Op]:
-        return next(base for base in cls.__mro__ if not base.__dict__.get("derived", False) and "overrides" not in base.__module__)
-
     def visit(op: Op) -> Op:
-        new = object.__new__(plain(type(op)))
+        new = object.__new__(type(op).__dict__.get("reference", type(op)))
         for name, kind in op.fields():
             value = getattr(op, name)
             if kind is Kind.CHILD and isinstance(value, tuple):
@@ -111,8 +117,7 @@ def from_jax(op: Op) -> Op:
 
 def graph_to_jax(graph: Any, device: Any = None) -> Any:
     """A record of NumPy arrays as one of JAX arrays."""
-    for record in record_types:
-        _register_record(record)
+    _register_records()
     return map_record(graph, lambda x: jax.device_put(jnp.asarray(x), device))
 
 

@@ -69,11 +69,22 @@ class TorchBackend:
         return TorchEvaluator(model, pick_device(device), self.overrides)
 
     def stepper(
-        self, model: Model, loss: Any, optimizer: Any, *, device: str | None = None, gradient_max_norm: float | None = None
+        self,
+        model: Model,
+        loss: Any,
+        optimizer: Any,
+        *,
+        device: str | None = None,
+        gradient_max_norm: float | None = None,
     ) -> TorchStepper:
         """See `dpmodel.backend.Trainer`."""
         return TorchStepper(
-            model, loss, optimizer, device=pick_device(device), overrides=self.overrides, gradient_max_norm=gradient_max_norm
+            model,
+            loss,
+            optimizer,
+            device=pick_device(device),
+            overrides=self.overrides,
+            gradient_max_norm=gradient_max_norm,
         )
 
     def versions(self) -> dict[str, str]:

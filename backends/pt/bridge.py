@@ -7,7 +7,6 @@ Parameters, buffers and children come from the declared fields, so the modules a
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, cast
@@ -18,7 +17,15 @@ import torch
 from dpmodel.graph import map_record
 from dpmodel.op import Array, Kind, Op
 
-__all__ = ["Overrides", "check_overrides", "from_torch", "graph_to_torch", "override_table", "to_torch", "torch_gradient"]
+__all__ = [
+    "Overrides",
+    "check_overrides",
+    "from_torch",
+    "graph_to_torch",
+    "override_table",
+    "to_torch",
+    "torch_gradient",
+]
 
 Overrides = Mapping[type[Op], type[Op]]
 
@@ -51,9 +58,9 @@ def to_torch(op: Op, *, device: str | torch.device | None = None, overrides: Ove
         return done[id(op)]
 
     def build(op: Op) -> torch.nn.Module:
-        module = object.__new__(_torch_class(type(op), _freeze(overrides)))
+        module = object.__new__(_torch_class(type(op), overrides))
         torch.nn.Module.__init__(module)
-        object.__setattr__(module, "_overrides", overrides)
+        object.__setattr__(module, "overrides", overrides)
         trainable = getattr(op, "trainable", True)
         for name, kind in op.fields():
             value = getattr(op, name)
@@ -116,13 +123,18 @@ def torch_gradient(
     return outputs, torch.zeros_like(leaf) if slope is None else slope
 
 
-def _freeze(overrides: Overrides) -> tuple[tuple[type[Op], type[Op]], ...]:
-    return tuple(overrides.items())
+_CLASSES: dict[Any, Any] = {}
+"""Derived classes by reference and table: one class per pair, however many modules."""
 
 
-@functools.cache
-def _torch_class(cls: type[Op], table: tuple[tuple[type[Op], type[Op]], ...]) -> Any:
-    overrides = dict(table)
+def _torch_class(cls: type[Op], overrides: Overrides) -> Any:
+    key = (cls, tuple(overrides.items()))
+    if key not in _CLASSES:
+        _CLASSES[key] = _derive(cls, overrides)
+    return _CLASSES[key]
+
+
+def _derive(cls: type[Op], overrides: Overrides) -> Any:
     found = [overrides[base] for base in cls.__mro__ if base in overrides]
     bases = found if cls in overrides else [cls, *found]
     namespace = {
@@ -141,7 +153,7 @@ def _torch_class(cls: type[Op], table: tuple[tuple[type[Op], type[Op]], ...]) ->
 def _reduce(module: Any) -> tuple[Any, ...]:
     frozen = tuple(name for name, p in module.named_parameters() if not p.requires_grad)
     device = next((str(t.device) for t in [*module.parameters(), *module.buffers()]), "cpu")
-    return _rebuild, (from_torch(module), dict(module._overrides), device, module.training, frozen)
+    return _rebuild, (from_torch(module), dict(module.overrides), device, module.training, frozen)
 
 
 def _rebuild(op: Op, overrides: dict[type[Op], type[Op]], device: str, training: bool, frozen: tuple[str, ...]) -> Any:
@@ -156,5 +168,3 @@ def _deepcopy(module: Any, memo: dict[int, Any]) -> Any:
         rebuild, args = _reduce(module)
         memo[id(module)] = rebuild(*args)
     return cast(Any, memo[id(module)])
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,7 +26,14 @@ class TorchStepper:
     """A model, its loss and its optimizer (see `dpmodel.training.stepper.Stepper`)."""
 
     def __init__(
-        self, model: Model, loss: Loss, optimizer: Any, *, device: torch.device, overrides: Overrides, gradient_max_norm: float | None
+        self,
+        model: Model,
+        loss: Loss,
+        optimizer: Any,
+        *,
+        device: torch.device,
+        overrides: Overrides,
+        gradient_max_norm: float | None,
     ) -> None:
         self.device = device
         self.loss = loss
@@ -37,7 +45,9 @@ class TorchStepper:
             raise InputError("nothing to train: every part of the model has trainable = false")
         self.optimizer = _make_optimizer(optimizer, list(self._trained.values()))
 
-    def step(self, graph: Graph, labels: Mapping[str, np.ndarray], found: Mapping[str, float], lr: float) -> Callable[[], dict[str, float]]:
+    def step(
+        self, graph: Graph, labels: Mapping[str, np.ndarray], found: Mapping[str, float], lr: float
+    ) -> Callable[[], dict[str, float]]:
         """One update with learning rate `lr`. The returned function reads the metrics of the batch before the update."""
         self.optimizer.zero_grad(set_to_none=True)
         loss, metrics = self._loss(graph, labels, found, lr, create_graph=True)
@@ -47,12 +57,14 @@ class TorchStepper:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
-        return lambda: {key: float(value) for key, value in metrics.items()}
+        return functools.partial(_numbers, metrics)
 
-    def measure(self, graph: Graph, labels: Mapping[str, np.ndarray], found: Mapping[str, float], lr: float) -> dict[str, float]:
+    def measure(
+        self, graph: Graph, labels: Mapping[str, np.ndarray], found: Mapping[str, float], lr: float
+    ) -> dict[str, float]:
         """The metrics of a batch, without an update."""
         _, metrics = self._loss(graph, labels, found, lr, create_graph=False)
-        return {key: float(value) for key, value in metrics.items()}
+        return _numbers(metrics)
 
     def predict(self, graph: Graph) -> dict[str, np.ndarray]:
         """Outputs of the current model for a graph, without derivatives."""
@@ -72,22 +84,44 @@ class TorchStepper:
             slots = self.optimizer.state.get(p, {})
             if slots:
                 state["step"][path] = np.asarray(float(slots["step"]))
-                state.update({name: {**state[name], path: slots[name].cpu().numpy().copy()} for name in _MOMENTS})
+                for name in _MOMENTS:
+                    state[name][path] = slots[name].cpu().numpy().copy()
         return state
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
         """The inverse. Raises InputError where names or shapes do not fit."""
-        for path, p in self._trained.items():
-            if path not in state["step"]:
-                continue
-            slots = {name: torch.as_tensor(np.array(state[name][path]), device=self.device, dtype=p.dtype) for name in _MOMENTS}
+        missing = [name for name in (*_MOMENTS, "step") if name not in state]
+        unknown = sorted({path for slot in state.values() for path in slot} - self._trained.keys())
+        if missing or unknown:
+            raise InputError(
+                f"the optimizer state does not fit this run: missing {missing or 'nothing'}, for parameters that are not "
+                f"trained here {unknown[:4] or 'nothing'}. Go on with the same input, or begin anew with --init-model"
+            )
+        for path, step in state["step"].items():
+            p = self._trained[path]
+            slots = {
+                name: torch.tensor(np.asarray(state[name][path]), device=self.device, dtype=p.dtype)
+                for name in _MOMENTS
+            }
             for name, value in slots.items():
                 if value.shape != p.shape:
-                    raise InputError(f"optimizer state {name} of {path}: expected shape {tuple(p.shape)}, got {tuple(value.shape)}")
-            self.optimizer.state[p] = {"step": torch.tensor(float(state["step"][path])), **slots}
+                    raise InputError(
+                        f"optimizer state {name} of {path}: expected shape {tuple(p.shape)}, got {tuple(value.shape)}"
+                    )
+            # The fused optimizers count in float32 on the parameter's device.
+            self.optimizer.state[p] = {
+                "step": torch.tensor(float(step), dtype=torch.float32, device=self.device),
+                **slots,
+            }
 
     def _loss(
-        self, graph: Graph, labels: Mapping[str, np.ndarray], found: Mapping[str, float], lr: float, *, create_graph: bool
+        self,
+        graph: Graph,
+        labels: Mapping[str, np.ndarray],
+        found: Mapping[str, float],
+        lr: float,
+        *,
+        create_graph: bool,
     ) -> tuple[torch.Tensor, dict[str, Any]]:
         inputs = graph_to_torch(graph, self.device)
         targets = {key: torch.as_tensor(value, device=self.device) for key, value in labels.items()}
@@ -102,18 +136,33 @@ class TorchStepper:
 
         The norm is c ||g / c|| with c = max |g|, in float64, so that it neither overflows nor vanishes.
         """
-        gradients = {name: p.grad for name, p in self._trained.items() if p.grad is not None}
-        largest = torch.stack([g.abs().max() for g in gradients.values() if g.numel()]).max().double()
-        if not bool(torch.isfinite(largest)):
-            bad = [name for name, g in gradients.items() if not bool(torch.isfinite(g).all())]
-            raise NonFiniteError(f"the gradient is not finite (loss {float(loss.detach()):g}) in {', '.join(bad[:8])}")
-        if self.max_norm is None:
+        gradients = {name: p.grad for name, p in self._trained.items() if p.grad is not None and p.grad.numel()}
+        if not gradients:
             return
-        scale = largest if float(largest) > 0 else torch.ones_like(largest)
-        norm = scale * torch.sqrt(sum(((g.double() / scale) ** 2).sum() for g in gradients.values()))
-        factor = torch.clamp(self.max_norm / (norm + 1e-6), max=1.0)
+        largest = torch.stack([g.abs().max() for g in gradients.values()]).max().double()
+        norm = largest
+        if self.max_norm is not None:
+            scale = torch.where(largest > 0, largest, 1.0)
+            norm = scale * torch.stack([((g.double() / scale) ** 2).sum() for g in gradients.values()]).sum().sqrt()
+        # One transfer from the device for both numbers.
+        top, length = torch.stack([largest, norm]).tolist()
+        if not math.isfinite(top):
+            bad = [name for name, g in gradients.items() if not bool(torch.isfinite(g).all())]
+            more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
+            raise NonFiniteError(
+                f"the gradient is not finite (loss {float(loss.detach()):g}) in {', '.join(bad[:8])}{more}"
+            )
+        if self.max_norm is None or length + 1e-6 <= self.max_norm:
+            return
+        # In two steps: the factor itself may be too small for the type of the gradient.
+        rest = self.max_norm / (length / top + 1e-6 / top)
         for g in gradients.values():
-            g.mul_(factor.to(g.dtype))
+            g.div_(top).mul_(rest)
+
+
+def _numbers(metrics: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Metrics as Python numbers, in one transfer from the device."""
+    return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
 
 
 def _make_optimizer(config: Any, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

@@ -20,9 +20,9 @@ from torch._dynamo.source import ConstantSource
 from torch._guards import TracingContext, tracing
 from torch._inductor.compile_fx import compile_fx
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
-from torch.func import functional_call
 
 from dpmodel.errors import BackendError
 from dpmodel.graph import Graph, Record, Slots, TypeGroups
@@ -39,7 +39,7 @@ def flatten(record: Any) -> tuple[list[torch.Tensor], Callable[[list[torch.Tenso
 
     def visit(value: Any) -> Callable[[list[torch.Tensor]], Any]:
         if value is None:
-            return lambda flat: None
+            return _nothing
         if isinstance(value, tuple):
             parts = [visit(item) for item in value]
             return lambda flat: tuple(part(flat) for part in parts)
@@ -78,6 +78,10 @@ def sample_graph(like: Graph) -> Graph:
         rows = tuple(blank(r, next(widths)) for r in like.types.rows)
         changes["types"] = TypeGroups(rows=rows, place=blank(like.types.place, n))
     return like.replace(**changes)
+
+
+def _nothing(_flat: list[torch.Tensor]) -> None:
+    """Stands for an absent optional field."""
 
 
 class CompiledLower:
@@ -129,14 +133,18 @@ class CompiledLower:
 
         mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=False)
         with cast(Any, fx_config).patch(backed_size_oblivious=True):
-            fakes = [mode.from_tensor(t.detach().clone(), static_shapes=True) for t in state.values()]
+            fakes: list[torch.Tensor] = [
+                mode.from_tensor(t.detach().clone(), static_shapes=True) for t in state.values()
+            ]
             tables = {id(x) for x in flatten(whole_sample.views)[0]}
             fakes += [self._fake(mode, x, k, axes=2 if id(x) in tables else 1) for k, x in enumerate(sample)]
             with mode:
                 traced = make_fx(lower, tracing_mode="real")(*fakes)
         baked = [str(node.target) for node in traced.graph.nodes if node.op == "get_attr"]
         if baked:
-            raise BackendError(f"the trace of the model holds constants {baked}: a layer made a tensor from Python data in call()")
+            raise BackendError(
+                f"the trace of the model holds constants {baked}: a layer made a tensor from Python data in call()"
+            )
         with tracing(TracingContext(mode)):
             compiled = compile_fx(traced, fakes)
         return keys, compiled
@@ -145,5 +153,5 @@ class CompiledLower:
     def _fake(mode: FakeTensorMode, x: torch.Tensor, k: int, axes: int) -> torch.Tensor:
         """A stand-in whose first `axes` sizes are symbols; the others belong to the model."""
         dynamic = [DimDynamic.DYNAMIC if d < axes else DimDynamic.STATIC for d in range(x.ndim)]
-        context = StatelessSymbolicContext(dynamic_sizes=dynamic)
+        context: Any = StatelessSymbolicContext(dynamic_sizes=dynamic)
         return mode.from_tensor(x, source=ConstantSource(f"graph_{k}"), symbolic_context=context)

@@ -55,7 +55,9 @@ class SeAConfig(DescriptorConfig, key="se_e2_a", aliases=("se_a",)):
     precision: str = option("default", "Precision of the computation: default, float16, float32, float64, bfloat16.")
     trainable: bool = option(True, "Whether the embedding nets are trained.")
     seed: Any = option(None, "Seed of the initial weights; null is random.")
-    exclude_types: tuple[tuple[int, int], ...] = option((), "Pairs of types that do not see each other in this descriptor.")
+    exclude_types: tuple[tuple[int, int], ...] = option(
+        (), "Pairs of types that do not see each other in this descriptor."
+    )
     env_protection: float = option(
         0.0, "Added to every distance in the environment matrix, against division by zero.", unit="Å", check=at_least(0)
     )

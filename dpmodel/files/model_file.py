@@ -38,8 +38,14 @@ def from_tree(tree: dict[str, Any], where: str) -> ModelFile:
     except ModelFileError as problem:
         raise ModelFileError(f"{where}: {problem}") from problem
     except (TypeError, KeyError, ValueError, AttributeError, IndexError) as problem:
-        raise ModelFileError(f"{where}: the dictionary of the model is damaged ({type(problem).__name__}: {problem})") from problem
-    kept = {k: v for k, v in tree.items() if k not in ("model", "model_def_script", "@variables", "min_nbor_dist", "constants")}
+        raise ModelFileError(
+            f"{where}: the dictionary of the model is damaged ({type(problem).__name__}: {problem})"
+        ) from problem
+    kept = {
+        k: v
+        for k, v in tree.items()
+        if k not in ("model", "model_def_script", "@variables", "min_nbor_dist", "constants")
+    }
     return ModelFile(
         model=model, definition=tree.get("model_def_script") or {}, min_nbor_dist=_min_distance(tree), provenance=kept
     )
@@ -56,7 +62,11 @@ def _min_distance(tree: dict[str, Any]) -> float | None:
 
 def to_tree(file: ModelFile) -> dict[str, Any]:
     """The inverse of `from_tree`."""
-    tree: dict[str, Any] = {**file.provenance, "model": write_model_tree(file.model), "model_def_script": file.definition}
+    tree: dict[str, Any] = {
+        **file.provenance,
+        "model": write_model_tree(file.model),
+        "model_def_script": file.definition,
+    }
     tree.setdefault("backend", "dpmodel")
     if file.min_nbor_dist is not None:
         tree["@variables"] = {"min_nbor_dist": np.asarray(file.min_nbor_dist)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,7 +49,9 @@ def read_layer(node: Node) -> Linear:
                 raise node.fail(f"the array {name!r} has {vector.size} numbers, expected {w.shape[1]}")
         vectors[name] = vector
     name = str(node.get("activation_function", "none") or "none")
-    return Linear(w=w, **vectors, activation=name, resnet=bool(node.get("resnet")), trainable=bool(node.get("trainable")))
+    return Linear(
+        w=w, **vectors, activation=name, resnet=bool(node.get("resnet")), trainable=bool(node.get("trainable"))
+    )
 
 
 def write_layer(layer: Linear) -> dict[str, Any]:
@@ -71,7 +74,7 @@ def _read_network(node: Node, cls: str) -> MLP:
         raise node.fail(f"expected a {cls}, found {node.get('@class')!r}")
     version, upgrades = NETWORKS[cls]
     layers = tuple(read_layer(layer) for layer in node.upgraded(version, upgrades).nodes("layers"))
-    for k, (left, right) in enumerate(zip(layers, layers[1:], strict=False)):
+    for k, (left, right) in enumerate(itertools.pairwise(layers)):
         if left.w.shape[1] != right.w.shape[0]:
             raise node.fail(f"layer {k} is {left.w.shape[1]} wide, but layer {k + 1} takes {right.w.shape[0]}")
     return MLP(layers=layers)
@@ -85,7 +88,9 @@ def read_collection(node: Node, kind: str, ndim: int, ntypes: int) -> tuple[MLP,
         raise node.fail(f"expected networks of type {kind!r}, found {found!r}")
     count = ntypes**ndim
     if int(node.get("ndim")) != ndim or len(node.get("networks")) != count:
-        raise node.fail(f"expected {count} networks ({ndim} keys), found {len(node.get('networks'))} ({node.get('ndim')} keys)")
+        raise node.fail(
+            f"expected {count} networks ({ndim} keys), found {len(node.get('networks'))} ({node.get('ndim')} keys)"
+        )
     return tuple(_read_network(item, COLLECTION_TYPES[kind]) for item in node.nodes("networks"))
 
 

@@ -22,7 +22,9 @@ class Node:
 
     def __init__(self, data: Any, path: str) -> None:
         if not isinstance(data, Mapping):
-            raise ModelFileError(f"{path}: expected a dictionary, got {type(data).__name__}; the file is damaged or not a model")
+            raise ModelFileError(
+                f"{path}: expected a dictionary, got {type(data).__name__}; the file is damaged or not a model"
+            )
         self.data: dict[str, Any] = dict(data)
         self.path = path
 

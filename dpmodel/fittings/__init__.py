@@ -2,7 +2,7 @@
 
 from dpmodel.config import Config
 from dpmodel.fittings.base import Fitting, Output
-from dpmodel.fittings.ener import EnergyFitting, EnerFittingConfig
+from dpmodel.fittings.ener import EnerFittingConfig, EnergyFitting
 
 __all__ = ["CONFIGS", "EnerFittingConfig", "EnergyFitting", "Fitting", "Output"]
 

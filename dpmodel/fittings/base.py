@@ -40,11 +40,15 @@ class Output:
 class FittingConfig(Config):
     """Options common to all fitting nets."""
 
-    neuron: tuple[int, ...] = option((120, 120, 120), "Widths of the hidden layers; may be empty.", aliases=("n_neuron",))
+    neuron: tuple[int, ...] = option(
+        (120, 120, 120), "Widths of the hidden layers; may be empty.", aliases=("n_neuron",)
+    )
     activation_function: str = option("tanh", "Activation of the hidden layers.")
     resnet_dt: bool = option(True, "Use a trained time step in the skip connections.")
     precision: str = option("default", "Precision of the computation: default, float16, float32, float64, bfloat16.")
-    trainable: Any = option(True, "Whether the net is trained: one value, or one per layer (hidden layers, then the last).")
+    trainable: Any = option(
+        True, "Whether the net is trained: one value, or one per layer (hidden layers, then the last)."
+    )
     seed: Any = option(None, "Seed of the initial weights; null is random.")
     numb_fparam: int = option(0, "Number of frame parameters.", check=at_least(0))
     numb_aparam: int = option(0, "Number of atomic parameters.", check=at_least(0))
@@ -163,7 +167,9 @@ class Fitting(Op):
             elif self.default_fparam is not None:
                 fparam = xp.broadcast_to(self.default_fparam[...], (graph.natoms.shape[0], cfg.numb_fparam))
             else:
-                raise ValueError(f"this model needs fparam ({cfg.numb_fparam} numbers per frame) and has no default_fparam")
+                raise ValueError(
+                    f"this model needs fparam ({cfg.numb_fparam} numbers per frame) and has no default_fparam"
+                )
             blocks.append(take_rows((fparam - self.fparam_avg) * self.fparam_inv_std, graph.frame))
         if cfg.numb_aparam and not cfg.use_aparam_as_mask:
             if graph.aparam is None:

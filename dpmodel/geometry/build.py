@@ -98,7 +98,7 @@ class GraphBuilder:
         coord, atype, cell = _check_frames(coord, atype, cell, self.ntypes)
         pbc = check_pbc(pbc)
         f, na = atype.shape
-        extra = _check_extra(f, na, fparam=fparam, aparam=aparam, spin=spin, charge_spin=charge_spin)
+        extra: dict[str, Any] = _check_extra(f, na, fparam=fparam, aparam=aparam, spin=spin, charge_spin=charge_spin)
         flat = np.reshape(atype, (f * na,))
         edges = self._pairs(coord, atype, cell, pbc)
         tables, kept = [], np.zeros(len(edges.centre), np.bool_)

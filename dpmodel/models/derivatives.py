@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 from dpmodel.graph import Graph
-from dpmodel.models.standard import Model
 from dpmodel.op import Array
 from dpmodel.ops import array_namespace, as_dtype, segment_sum, take_rows
 from dpmodel.precision import ENERGY_DTYPE

@@ -89,7 +89,9 @@ class StandardModel(Model):
     """By output name, per type None or numbers: values that statistics keep."""
 
     @classmethod
-    def assemble(cls, descriptor: Descriptor, fitting: Fitting, type_map: tuple[str, ...], **options: Any) -> StandardModel:
+    def assemble(
+        cls, descriptor: Descriptor, fitting: Fitting, type_map: tuple[str, ...], **options: Any
+    ) -> StandardModel:
         """A model with zero bias."""
         size = int(np.prod(fitting.output().shape))
         return cls(

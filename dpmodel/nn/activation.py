@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 from dpmodel.op import Array
 from dpmodel.ops import array_namespace
@@ -76,7 +76,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def activation(name: str) -> Callable[[Array], Array]:
     """The function of that name (any case). `silut:T` takes its threshold T from the name (3.0 if absent).
 
@@ -90,5 +90,7 @@ def activation(name: str) -> Callable[[Array], Array]:
         try:
             return _silut(float(text))
         except ValueError:
-            raise ValueError(f"activation_function {name!r}: the part after ':' must be a number, as in 'silut:10.0'") from None
+            raise ValueError(
+                f"activation_function {name!r}: the part after ':' must be a number, as in 'silut:10.0'"
+            ) from None
     raise ValueError(f"unknown activation_function {name!r}; known are {sorted(ACTIVATIONS)} and 'silut:T'")

@@ -84,7 +84,14 @@ def _make_linear(
 
 
 def make_embedding_net(
-    n_in: int, neuron: Sequence[int], *, seed: Seed, dtype: str, activation: str, resnet_dt: bool, trainable: bool = True
+    n_in: int,
+    neuron: Sequence[int],
+    *,
+    seed: Seed,
+    dtype: str,
+    activation: str,
+    resnet_dt: bool,
+    trainable: bool = True,
 ) -> MLP:
     """A chain of residual layers of widths n_in -> neuron[0] -> neuron[1] ..."""
     widths = (n_in, *neuron)

@@ -39,16 +39,16 @@ class SpectralSeA(SeA):
 
     def _embed(self, network: MLP, table: Any) -> Any:
         if table.shape[0] * table.shape[1] < 256 or table.dtype not in ORDERS:
-            return super()._embed(network, table)  # type: ignore[no-untyped-call]
+            return super()._embed(network, table)
         s = table[:, :, 0]
         low, high = (float(v) for v in torch.aminmax(s.detach()))
         if not (math.isfinite(low) and math.isfinite(high)):
-            return super()._embed(network, table)  # type: ignore[no-untyped-call]
+            return super()._embed(network, table)
         pad = MARGIN * max(high - low, 1e-3)
         centre, half = 0.5 * (low + high), 0.5 * (high - low) + pad
         values = _coefficients(network, centre, half, table)
         if values is None:
-            return super()._embed(network, table)  # type: ignore[no-untyped-call]
+            return super()._embed(network, table)
         return _Moments.apply(s, table, values, centre, half)
 
 
@@ -100,7 +100,7 @@ class _Moments(torch.autograd.Function):
     """G (n, M, 4) from s (n, w), R (n, w, 4), V (K, M)."""
 
     @staticmethod
-    def forward(ctx: Any, s: Any, r: Any, v: Any, centre: float, half: float) -> Any:  # type: ignore[override]
+    def forward(ctx: Any, s: Any, r: Any, v: Any, centre: float, half: float) -> Any:
         basis = _basis(s, v.shape[0], centre, half, 1 if ctx.needs_input_grad[0] else 0)
         moments = torch.bmm(basis[0], r)  # (n, K, 4)
         ctx.save_for_backward(s, r, v, moments, *basis)
@@ -108,7 +108,7 @@ class _Moments(torch.autograd.Function):
         return torch.matmul(v.t(), moments)
 
     @staticmethod
-    def backward(ctx: Any, a: Any) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, a: Any) -> Any:
         s, r, v, moments, *basis = ctx.saved_tensors
         ds = dr = dv = None
         if ctx.needs_input_grad[0]:
@@ -128,14 +128,14 @@ class _Slopes(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, a: Any, r: Any, v: Any, t0: Any, t1: Any) -> Any:  # type: ignore[override]
+    def forward(ctx: Any, a: Any, r: Any, v: Any, t0: Any, t1: Any) -> Any:
         ctx.save_for_backward(a, r, v, t0, t1)
         p = torch.matmul(v, a)
         return (torch.bmm(t1.transpose(1, 2), p) * r).sum(-1), torch.bmm(t0.transpose(1, 2), p)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gs: Any, gr: Any) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gs: Any, gr: Any) -> Any:
         a, r, v, t0, t1 = ctx.saved_tensors
         gp = torch.bmm(t0, gr)
         gp += torch.bmm(t1, gs[:, :, None] * r)
@@ -149,18 +149,19 @@ class _Curvature(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, s: Any, r: Any, a: Any, v: Any, t1: Any, centre: float, half: float) -> Any:  # type: ignore[override]
+    def forward(ctx: Any, s: Any, r: Any, a: Any, v: Any, t1: Any, centre: float, half: float) -> Any:
         ctx.save_for_backward(s, r, a, v, t1)
         ctx.interval = (centre, half)
         return s.new_zeros(()).expand(s.shape), s.new_zeros(()).expand(r.shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gs: Any, gr: Any) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gs: Any, gr: Any) -> Any:
         s, r, a, v, t1 = ctx.saved_tensors
+        centre, half = ctx.interval
         p = torch.matmul(v, a)
         q1 = torch.bmm(t1.transpose(1, 2), p)
-        q2 = torch.bmm(_basis(s, v.shape[0], *ctx.interval, 2)[2].transpose(1, 2), p)
+        q2 = torch.bmm(_basis(s, v.shape[0], centre, half, 2)[2].transpose(1, 2), p)
         ds = (q1 * gr).sum(-1) + gs * (q2 * r).sum(-1)
         return ds, gs[:, :, None] * q1, None, None, None, None, None
 

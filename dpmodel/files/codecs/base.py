@@ -1,0 +1,123 @@
+"""What the mapping between DeePMD-kit's dictionaries and our Ops is made of.
+
+A `Codec` says which "type" it owns, its newest version, the upgrades to it, and how to read and write. Keys
+that have the same name and meaning as an option of the `Config` are copied; only the rest is spelled out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from dpmodel.config import Config, freeze
+from dpmodel.descriptors import CONFIGS, Descriptor
+from dpmodel.errors import ModelFileError
+from dpmodel.files.nodes import Node, Upgrade
+from dpmodel.op import Op
+
+__all__ = ["Codec", "add_type_map", "build_config", "options", "read_node", "refuse", "write_op"]
+
+DERIVED = "dpmodel:"
+"""Begins the "type" of descriptors whose layout is derived."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Codec:
+    """How one kind of Op is stored."""
+
+    op: type[Op]
+    names: tuple[str, ...]
+    """Values of "type" that mean it; the first is written."""
+    version: int
+    upgrades: Mapping[int, Upgrade]
+    read: Callable[[Node], Any]
+    write: Callable[[Any], dict[str, Any]]
+
+
+OUT_OF_SCOPE = {
+    "dpa4": "dpa3",
+    "sezm": "dpa3",
+    "native_spin": "the virtual-atom spin model (`spin` in the model section)",
+    "frozen": "the model file itself",
+    "pairwise_dprc": "a standard model",
+    "dipole_charge": "a standard model",
+    "population": "property",
+    "dens": "ener",
+    "denoise": "ener",
+}
+"""Kinds that are not supported, and what to use instead."""
+
+
+def read_node(node: Node, table: tuple[Codec, ...], what: str) -> Any:
+    """Read a dictionary by its "type". Raises ModelFileError for kinds that are unknown or out of scope."""
+    name = str(node.get("type", "standard" if what == "model" else "")).lower()
+    for codec in table:
+        if name in codec.names:
+            return codec.read(node.upgraded(codec.version, codec.upgrades))
+    if name.startswith(DERIVED) and what == "descriptor":
+        return _read_derived(node.upgraded(1), name.removeprefix(DERIVED))
+    known = sorted(codec.names[0] for codec in table)
+    if name in OUT_OF_SCOPE:
+        raise node.fail(f"a {what} of type {name!r} is out of scope of dpmodel; use {OUT_OF_SCOPE[name]} instead")
+    raise node.fail(f"a {what} of type {name!r} is not known here; known are {known}")
+
+
+def write_op(op: Op, table: tuple[Codec, ...]) -> dict[str, Any]:
+    """The inverse of `read_node`."""
+    for codec in table:
+        if type(op) is codec.op:
+            return codec.write(op)
+    if isinstance(op, Descriptor):
+        return _write_derived(op)
+    raise ModelFileError(f"{type(op).__name__} has no file format; known are {[c.op.__name__ for c in table]}")
+
+
+def options(node: Node, config: type[Config], *, skip: tuple[str, ...] = ("seed",)) -> dict[str, Any]:
+    """The keys that a config and its dictionary share by name."""
+    return {name: freeze(node.get(name)) for name in config.options() if name in node.data and name not in skip}
+
+
+def build_config(node: Node, config: type[Config], **extra: Any) -> Any:
+    """The section that a dictionary amounts to; `extra` wins. Raises ModelFileError for options that do not form one."""
+    try:
+        return config(**{**options(node, config), **extra})
+    except (TypeError, ValueError) as problem:
+        raise node.fail(f"the options do not form a {config.key!r} section: {problem}") from problem
+
+
+def refuse(node: Node, key: str, why: str) -> None:
+    """Raise ModelFileError where a key that is not supported has a value."""
+    if node.get(key, None) not in (None, False):
+        raise node.fail(f"{key!r} = {node.get(key)!r}: {why}")
+
+
+def add_type_map(data: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 of descriptors and fitting nets carries the type map; before, only the model did."""
+    return {"type_map": None, **data}
+
+
+# --- what DeePMD-kit does not have: a layout derived from the declared fields --------------------------------
+
+
+def _write_derived(op: Descriptor) -> dict[str, Any]:
+    """A descriptor without a dictionary of its own: its section, and its state by path."""
+    return {
+        "@class": "Descriptor",
+        "type": DERIVED + op.config.key,
+        "@version": 1,
+        "ntypes": op.ntypes,
+        "config": op.config.to_dict(),
+        "@variables": {path: np.asarray(value) for path, value in op.state().items()},
+    }
+
+
+def _read_derived(node: Node, key: str) -> Any:
+    config = next((kind for kind in CONFIGS if kind.key == key), None)
+    if config is None:
+        raise node.fail(f"a descriptor of type {key!r} is not known here; known are {[kind.key for kind in CONFIGS]}")
+    section: Any = config.from_dict(node.get("config"))
+    fresh = section.build(int(node.get("ntypes")), tuple(node.get("type_map")))
+    return fresh.with_state({path: node.array(path) for path in node.get("@variables")})
