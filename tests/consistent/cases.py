@@ -1,0 +1,189 @@
+"""What is tested: model sections of input files, and variations of them, one option at a time.
+
+A new descriptor, fitting net or model adds an entry to `CASES`; every test of this folder then covers it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dpmodel.input.sections import ModelConfig
+from dpmodel.models import Model
+from dpmodel.models.build import build_model
+from dpmodel.op import Kind, Op
+from dpmodel.ops import is_float
+
+__all__ = ["CASES", "COMBINED", "NAMES", "Case", "each_base", "each_case", "each_combined", "model_of", "single", "truncates"]
+
+Section = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """A model section, and patches of it by name. Nested dictionaries of a patch are merged, all else is replaced."""
+
+    section: Section
+    variations: Mapping[str, Section]
+    """One option at a time."""
+    combinations: Mapping[str, Section]
+    """All options in few models, for what takes seconds per model (compilers); with all variations it is nightly."""
+
+
+ACTIVATIONS = ("relu", "relu6", "gelu", "gelu_tf", "softplus", "sigmoid", "silu", "silut:0.7", "linear")
+
+
+def _descriptor(**options: Any) -> Section:
+    return {"descriptor": options}
+
+
+def _fitting(**options: Any) -> Section:
+    return {"fitting_net": options}
+
+
+ENER_VARIATIONS: dict[str, Section] = {
+    "fitting-no_hidden": _fitting(neuron=[]),
+    "fitting-no_resnet_dt": _fitting(resnet_dt=False),
+    "fitting-widening": _fitting(neuron=[5, 10, 10]),
+    "fitting-silu": _fitting(activation_function="silu"),
+    "fitting-frozen_layers": _fitting(trainable=[True, False, True]),
+    "fitting-frozen": _fitting(trainable=False),
+    "fitting-float32": _fitting(precision="float32"),
+    "fparam": _fitting(numb_fparam=2),
+    "aparam": _fitting(numb_aparam=3),
+    "fparam_aparam_case": _fitting(numb_fparam=1, numb_aparam=1, dim_case_embd=3),
+    "default_fparam": _fitting(numb_fparam=2, default_fparam=[0.3, -0.8]),
+    "aparam_as_mask": _fitting(numb_aparam=1, use_aparam_as_mask=True),
+    "case_embd": _fitting(dim_case_embd=3),
+    "atom_ener": _fitting(atom_ener=[-1.5, None]),
+    "atom_ener-all": _fitting(atom_ener=[-1.5, 0.25], numb_fparam=1),
+    "atom_exclusion": {"atom_exclude_types": [1]},
+    "pair_exclusion": {"pair_exclude_types": [[0, 1]]},
+    "both_exclusions": {"atom_exclude_types": [0], "pair_exclude_types": [[1, 1]]},
+}
+"""Every option of the energy fitting and of the standard model (for two types)."""
+
+
+def _names(base: str, patches: Mapping[str, Section]) -> list[str]:
+    return [f"{base}-{name}" for name in patches]
+
+
+CASES: dict[str, Case] = {
+    "se_e2_a": Case(
+        section={
+            "type_map": ["O", "H"],
+            "descriptor": {
+                "type": "se_e2_a", "rcut": 4.0, "rcut_smth": 0.8, "sel": [16, 20], "neuron": [3, 6, 6], "axis_neuron": 3
+            },
+            "fitting_net": {"type": "ener", "neuron": [8, 8]},
+        },
+        variations={
+            "type_one_side": _descriptor(type_one_side=True),
+            "resnet_dt": _descriptor(resnet_dt=True),
+            **{f"activation-{name}": _descriptor(activation_function=name) for name in ACTIVATIONS},
+            "axis_neuron": _descriptor(axis_neuron=1),
+            "axis_neuron-all": _descriptor(axis_neuron=6),
+            "exclude_types": _descriptor(exclude_types=[[0, 1]]),
+            "exclude_types-one_side": _descriptor(exclude_types=[[1, 1]], type_one_side=True),
+            "env_protection": _descriptor(env_protection=0.1),
+            "set_davg_zero": _descriptor(set_davg_zero=True),
+            "frozen": _descriptor(trainable=False),
+            "one_layer": _descriptor(neuron=[5], axis_neuron=2),
+            "sel-too_small": _descriptor(sel=[2, 3]),
+            "sel-zero": _descriptor(sel=[0, 20]),
+            "float32": {**_descriptor(precision="float32"), **_fitting(precision="float32")},
+            "float64": {**_descriptor(precision="float64"), **_fitting(precision="float64")},
+            "mixed": _descriptor(precision="float32"),
+            "1_type": {"type_map": ["Cu"], **_descriptor(sel=[30])},
+            "3_types": {"type_map": ["O", "H", "Na"], **_descriptor(sel=[12, 16, 12], exclude_types=[[0, 2]])},
+            "3_types-one_side": {"type_map": ["O", "H", "Na"], **_descriptor(sel=[12, 16, 12], type_one_side=True)},
+            **ENER_VARIATIONS,
+        },
+        combinations={
+            "many_options": {
+                "type_map": ["O", "H", "Na"],
+                "descriptor": {
+                    "sel": [10, 12, 10], "type_one_side": True, "activation_function": "silut:0.7", "axis_neuron": 2,
+                    "exclude_types": [[0, 2]], "env_protection": 0.1, "set_davg_zero": True, "trainable": False,
+                },
+                "fitting_net": {
+                    "neuron": [5, 10, 10], "resnet_dt": False, "activation_function": "gelu", "numb_fparam": 2,
+                    "numb_aparam": 1, "dim_case_embd": 3, "atom_ener": [None, 0.25], "trainable": [True, False, True, True],
+                },
+                "pair_exclude_types": [[2, 2]],
+            },
+            "mixed_precision": {
+                "type_map": ["O", "H", "Na"],
+                "descriptor": {"precision": "float32", "sel": [12, 16, 12], "exclude_types": [[0, 2]], "resnet_dt": True},
+                "atom_exclude_types": [1],
+                "fitting_net": {
+                    "neuron": [], "numb_fparam": 2, "default_fparam": [0.3, -0.8], "numb_aparam": 1,
+                    "use_aparam_as_mask": True,
+                },
+            },
+        },
+    ),
+}  # fmt: skip
+
+COMBINED: tuple[str, ...] = tuple(name for base, case in CASES.items() for name in (base, *_names(base, case.combinations)))
+NAMES: tuple[str, ...] = (*COMBINED, *(name for base, case in CASES.items() for name in _names(base, case.variations)))
+
+each_case = pytest.mark.parametrize("case", NAMES)
+"""Every section, every variation and combination."""
+each_combined = pytest.mark.parametrize("case", COMBINED)
+"""Every section and every combination."""
+each_base = pytest.mark.parametrize("case", list(CASES))
+"""Every section as it stands."""
+
+
+def _merge(section: Section, patch: Section) -> dict[str, Any]:
+    merged = dict(section)
+    for key, value in patch.items():
+        merged[key] = _merge(merged[key], value) if isinstance(value, Mapping) and key in merged else value
+    return merged
+
+
+def section_of(case: str) -> dict[str, Any]:
+    """The model section of a case by name."""
+    base = max((name for name in CASES if case == name or case.startswith(f"{name}-")), key=len)
+    patches = {"": {}, **CASES[base].variations, **CASES[base].combinations}
+    return _merge(CASES[base].section, patches[case[len(base) + 1 :]])
+
+
+@functools.cache
+def model_of(case: str) -> Model:
+    """The model of a case, with random weights, statistics and biases."""
+    config = ModelConfig.from_dict(section_of(case))
+    return randomise(build_model(config, seed=1), np.random.default_rng(2))
+
+
+def randomise(op: Op, rng: np.random.Generator) -> Any:
+    """Random buffers in place of neutral ones: deviations stay positive, a mean that is declared zero stays zero."""
+    changes: dict[str, Any] = {}
+    for name, kind in op.fields():
+        value = getattr(op, name)
+        if kind is Kind.CHILD and isinstance(value, Op):
+            changes[name] = randomise(value, rng)
+        elif kind is Kind.CHILD and value is not None:
+            changes[name] = tuple(randomise(item, rng) for item in value)
+        elif kind is Kind.BUFFER and value is not None and is_float(value) and name != "default_fparam":
+            spread = name.endswith("std")
+            draw = rng.uniform(0.25, 0.5, value.shape) if spread else rng.normal(0.0, 0.3, value.shape)
+            stays_zero = name == "davg" and getattr(op.config, "set_davg_zero", False)
+            changes[name] = value if stays_zero else draw.astype(value.dtype)
+    return op.replace(**changes)
+
+
+def single(case: str) -> bool:
+    """Whether float32 takes part."""
+    return any(np.asarray(value).dtype == np.float32 for value in model_of(case).state().values())
+
+
+def truncates(case: str) -> bool:
+    """Whether the case cuts off neighbours on purpose."""
+    return "sel-" in case
