@@ -23,6 +23,9 @@ __all__ = ["fit_statistics"]
 
 logger = logging.getLogger(__name__)
 
+_ATOMIC_LABELS = {"energy": "atom_ener"}
+"""Labels of atoms that are not called atom_<output>."""
+
 
 def fit_statistics(
     model: StandardModel, dataset: Dataset, *, nbatch: int, protect: float, cache: StatCache | None = None
@@ -84,24 +87,29 @@ def _fit_bias(model: StandardModel, batches: Sequence[Batch], cache: StatCache |
     if known is not None:
         return known
     framed = [b for b in batches if b.found.get(output.name, 0.0) > 0]
-    atomic = [b for b in batches if b.found.get(f"atom_{output.name}", 0.0) > 0]
+    name = _ATOMIC_LABELS.get(output.name, f"atom_{output.name}")
+    atomic = [b for b in batches if b.found.get(name, 0.0) > 0]
     if not framed and not atomic:
         logger.warning("no system has labels of %r: the output bias stays as it is", output.name)
         return np.asarray(model.out_bias), np.asarray(model.out_std)
     by_frame = by_atom = None
+    preset = _preset(model, output.name)
     if framed:
         counts = [_counts(b, model.ntypes) for b in framed]
         by_frame = frame_bias(
             np.concatenate([b.labels[output.name].reshape(b.nframes, dim) for b in framed]),
             np.concatenate(counts),
-            preset=_preset(model, output.name),
+            preset=preset,
             exclude_types=model.atom_exclude_types,
             intensive=output.intensive,
         )
     if atomic:
-        values = np.concatenate([b.labels[f"atom_{output.name}"].reshape(-1, dim) for b in atomic])
+        values = np.concatenate([b.labels[name].reshape(-1, dim) for b in atomic])
         by_atom = atomic_bias(values, np.concatenate([b.atype.reshape(-1) for b in atomic]), model.ntypes)
     bias = merge_bias(by_atom, by_frame)
+    for t, value in enumerate(preset or ()):
+        if value is not None:  # labels of atoms do not change what the input fixes
+            bias[0][t] = value
     if cache is not None:
         cache.store_output_bias({output.name: bias})
     return bias

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class Prepared(NamedTuple):
 
 def prepare(batch: Batch, builder: GraphBuilder, atomic: frozenset[str]) -> Prepared:
     """Build the graph and flatten the labels. `atomic`: names of the per-atom labels."""
-    given = {name: batch.labels[name] for name in INPUTS if batch.found.get(name, 0.0) > 0}
+    given: dict[str, Any] = {name: batch.labels[name] for name in INPUTS if batch.found.get(name, 0.0) > 0}
     cell = batch.cell if batch.pbc else None
     graph = builder.build(batch.coord, batch.atype, cell, **given)
     labels = {}

@@ -14,7 +14,7 @@ from dpmodel.training.batches import Prepared, prepare
 from dpmodel.training.lcurve import LearningCurve
 from dpmodel.training.schedules import Schedule
 from dpmodel.training.signals import Request
-from dpmodel.training.stepper import Stepper
+from dpmodel.training.stepper import NonFiniteError, Stepper
 
 __all__ = ["Display", "Loop", "RunningMean"]
 
@@ -27,7 +27,9 @@ class Display(Protocol):
     def advance(self, step: int) -> None:
         """A step was finished."""
 
-    def report(self, step: int, training: Mapping[str, float], validation: Mapping[str, float] | None, lr: float) -> None:
+    def report(
+        self, step: int, training: Mapping[str, float], validation: Mapping[str, float] | None, lr: float
+    ) -> None:
         """A row of the learning curve was written."""
 
 
@@ -76,17 +78,23 @@ class Loop:
     average: RunningMean = dataclasses.field(default_factory=RunningMean)
     """With disp_avg: the means since the last row."""
 
-    def go(self, start: int, stop: int | None, request: Request) -> int:
+    def go(self, start: int, stop: int | None, request: Request, *, saved: bool = False) -> int:
         """Train from `start` finished steps to `num_steps` (or `stop`), or until the request; returns the finished steps.
 
-        A checkpoint is written every `save_freq` steps and at the end of whatever was run.
+        A checkpoint is written every `save_freq` steps and at the end of whatever was run. `saved`: the one of `start`
+        is there already. Raises NonFiniteError, OSError where a file cannot be written, and what the backend raises.
         """
         end = self.num_steps if stop is None else min(stop, self.num_steps)
-        saved = start if start else -1
-        step = start
+        step, last = start, start if saved else -1
         while step < end and not request.name:
             lr = self.schedule.lr(step)
-            read = self.stepper.step(*self._next(self.training), lr)
+            try:
+                read = self.stepper.step(*self._next(self.training), lr)
+            except NonFiniteError as problem:
+                raise NonFiniteError(
+                    f"step {step + 1}: {problem}; nothing was saved since. Look for wrong frames in the data, lower "
+                    "learning_rate.start_lr, or set training.gradient_max_norm; then go on with --restart"
+                ) from problem
             step += 1
             if self.disp_avg:
                 self.average.add(read())
@@ -95,8 +103,8 @@ class Loop:
             self.display.advance(step)
             if step % self.save_freq == 0:
                 self.save(step)
-                saved = step
-        if saved != step:
+                last = step
+        if last != step:
             self.save(step)
         return step
 

@@ -7,21 +7,23 @@ import json
 import logging
 import math
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dpmodel import __version__
 from dpmodel.backend import get_trainer
 from dpmodel.data import Dataset, LabelRequest, Sampler
 from dpmodel.data import labels as standard_labels
 from dpmodel.data.labels import as_request
-from dpmodel.errors import InputError, ModelFileError
+from dpmodel.errors import DPError, InputError
 from dpmodel.files.atomic import atomic_write
-from dpmodel.files.model_file import ModelFile, from_tree, read_model, to_tree
+from dpmodel.files.model_file import ModelFile, from_tree, to_tree
 from dpmodel.geometry.build import GraphBuilder
 from dpmodel.input import Input, load_input
 from dpmodel.losses import build_loss
-from dpmodel.models import StandardModel
 from dpmodel.models.build import build_model
 from dpmodel.statistics.cache import StatCache
 from dpmodel.statistics.fit import fit_statistics
@@ -30,9 +32,11 @@ from dpmodel.training.checkpoint import Checkpoint
 from dpmodel.training.lcurve import LearningCurve
 from dpmodel.training.loop import Loop, RunningMean
 from dpmodel.training.progress import Progress
-from dpmodel.training.rotation import Family, keep_count, latest
+from dpmodel.training.rotation import Family, keep_count
 from dpmodel.training.schedules import build_schedule
 from dpmodel.training.signals import save_and_leave
+from dpmodel.training.start import adopt, check_folder, check_same_run, find_checkpoint, find_model
+from dpmodel.training.stepper import NonFiniteError, Stepper
 
 __all__ = ["train"]
 
@@ -72,28 +76,23 @@ def train(
     """
     if restart is not None and init_model is not None:
         raise InputError("--restart and --init-model exclude each other: the one goes on, the other begins anew")
+    if stop_at is not None and stop_at < 0:
+        raise InputError(f"--stop-at: expected a step of at least 0, got {stop_at}")
     inp = load_input(input_path)
     for note in inp.notes:
         logger.warning("%s", note)
     run = _Run(inp, get_trainer(backend), device)
+    if restart is not None:
+        run.checkpoint = find_checkpoint(restart, inp.training.save_ckpt, inp.training.save_dir)
+    elif init_model is not None:
+        run.origin, run.origin_name = find_model(init_model), str(init_model)
     run.open_data()
-    checkpoint = _find_checkpoint(restart, inp) if restart is not None else None
-    run.make_model(checkpoint, init_model, skip_neighbor_stat)
+    run.make_model(skip_neighbor_stat)
+    run.prepare()
     if output is not None:
         text = json.dumps(run.normalised, indent=2) + "\n"
         atomic_write(Path(output), lambda path: path.write_text(text, encoding="utf-8"))
-    return run.go(checkpoint, stop_at)
-
-
-def _find_checkpoint(restart: str | Path, inp: Input) -> Checkpoint | None:
-    save_dir = inp.training.save_dir if str(restart) == inp.training.save_ckpt else None
-    path = latest(restart, save_dir)
-    if path is None:
-        logger.warning("--restart %s: there is no such checkpoint yet; the run starts from the beginning", restart)
-        return None
-    checkpoint = Checkpoint.load(path)
-    logger.info("Restarting from %s after %d steps", path, checkpoint.step)
-    return checkpoint
+    return run.go(stop_at)
 
 
 class _Run:
@@ -103,7 +102,16 @@ class _Run:
         self.inp, self.trainer, self.device = inp, trainer, device
         self.normalised = json.loads(json.dumps(inp.normalised))
         self.min_nbor_dist: float | None = None
+        self.checkpoint: Checkpoint | None = None
+        """To go on from."""
+        self.origin: ModelFile | None = None
+        """Whose weights are the start."""
+        self.origin_name = "the checkpoint"
         self.loss = build_loss(inp.loss, inp.learning_rate.start_lr)  # type: ignore[attr-defined]  # all schedules have it
+        if not self.loss.terms:
+            raise InputError(
+                "loss: all prefactors are 0, so there is nothing to learn; set start_pref_e or start_pref_f"
+            )
 
     # --- data -------------------------------------------------------------------------------------------
 
@@ -120,7 +128,8 @@ class _Run:
             self.num_steps = training.numb_steps
         else:
             batches = self.data.total_batches()
-            self.num_steps = math.ceil(training.numb_epoch * batches)
+            # In decimal arithmetic: 0.1 epochs of 30 batches are 3 steps, not 4.
+            self.num_steps = math.ceil(Fraction(str(training.numb_epoch)) * batches)
             logger.info("numb_epoch %g of %d batches: %d steps", training.numb_epoch, batches, self.num_steps)
         self.schedule = build_schedule(self.inp.learning_rate, self.num_steps)  # type: ignore[arg-type]  # a schedule's section
 
@@ -149,17 +158,17 @@ class _Run:
 
     # --- model ------------------------------------------------------------------------------------------
 
-    def make_model(self, checkpoint: Checkpoint | None, init_model: str | Path | None, skip_neighbor_stat: bool) -> None:
+    def make_model(self, skip_neighbor_stat: bool) -> None:
         """Build the model and give it weights: restored, taken over, or fresh with the statistics of the data."""
-        config, training = self.inp.model, self.inp.training
-        config = self._resolve_sel(config, checkpoint, skip_neighbor_stat)
-        seed = training.seed
-        model = build_model(config, seed=seed)
-        if checkpoint is not None:
-            self.model = _adopt(model, from_tree(checkpoint.model, "the checkpoint").model, "the checkpoint")
-        elif init_model is not None:
-            logger.info("Weights and statistics from %s", init_model)
-            self.model = _adopt(model, read_model(init_model).model, str(init_model))
+        training = self.inp.training
+        if self.checkpoint is not None:
+            self.origin = from_tree(self.checkpoint.model, self.origin_name)
+        config = self._resolve_sel(skip_neighbor_stat)
+        if self.checkpoint is not None:
+            check_same_run(self.checkpoint, self.normalised, self.num_steps)
+        model = build_model(config, seed=training.seed)
+        if self.origin is not None:
+            self.model = adopt(model, self.origin.model, self.origin_name, exact=self.checkpoint is not None)
         else:
             cache = None
             if training.stat_file is not None:
@@ -168,81 +177,104 @@ class _Run:
                 model, self.data, nbatch=config.data_stat_nbatch, protect=config.data_stat_protect, cache=cache
             )
         count = sum(int(value.size) for value in model.state().values())
-        logger.info("Model: %s, %d numbers, sel %s", config.descriptor.key, count, list(config.descriptor.sel))  # type: ignore[attr-defined]  # typed descriptors have it
+        logger.info("Model: %s, %d numbers, sel %s", config.descriptor.key, count, list(config.descriptor.sel))
 
-    def _resolve_sel(self, config: Any, checkpoint: Checkpoint | None, skip: bool) -> Any:
-        """Replace `sel: auto` by numbers from the data (or from the checkpoint), and compare given ones with the data."""
-        descriptor = config.descriptor
+    def _resolve_sel(self, skip: bool) -> Any:
+        """The model section with `sel: auto` replaced by that of the origin, or by numbers from the data.
+
+        Without an origin, given numbers are compared with the data.
+        """
+        config, origin = self.inp.model, self.origin
+        descriptor: Any = config.descriptor
         automatic = isinstance(descriptor.sel, str)
-        if checkpoint is not None:
-            stored = from_tree(checkpoint.model, "the checkpoint")
-            self.min_nbor_dist = stored.min_nbor_dist
-            sel = tuple(stored.model.requests()[0].sel) if automatic else descriptor.sel
-        elif skip and not automatic:
-            return config
-        else:
+        sel = descriptor.sel
+        if origin is not None and automatic:
+            sel = origin.model.requests()[0].sel
+        if self.checkpoint is not None:
+            self.min_nbor_dist = None if origin is None else origin.min_nbor_dist
+        elif not skip or (automatic and origin is None):
             found = neighbour_statistics(self.data, descriptor.rcut, len(config.type_map))
             self.min_nbor_dist = found.min_distance
-            sel = resolve_sel(descriptor.sel, found, typed=True)
+            sel = resolve_sel(sel, found, typed=True)
             logger.info(
-                "Neighbours within %g Å: at most %s per type, closest pair %.3f Å", descriptor.rcut, list(found.by_type),
-                found.min_distance,
+                "Neighbours within %g Å: at most %s per type, closest pair %.3f Å",
+                descriptor.rcut, list(found.by_type), found.min_distance,
             )  # fmt: skip
         self.normalised["model"]["descriptor"]["sel"] = list(sel)
         return config.replace(descriptor=descriptor.replace(sel=tuple(sel)))
 
     # --- the loop ---------------------------------------------------------------------------------------
 
-    def go(self, checkpoint: Checkpoint | None, stop_at: int | None) -> Path:
-        """Run the loop; returns the last checkpoint."""
-        training = self.inp.training
-        stepper = self.trainer.stepper(
+    def prepare(self) -> None:
+        """Make the optimizer and the order of batches, restored where there is a checkpoint. Writes nothing."""
+        training, checkpoint = self.inp.training, self.checkpoint
+        self.stepper: Stepper = self.trainer.stepper(
             self.model, self.loss, self.inp.optimizer, device=self.device, gradient_max_norm=training.gradient_max_norm
         )
-        sampler = Sampler(self.data, seed=training.seed)
-        checks = None if self.valid is None else Sampler(self.valid, seed=_other(training.seed))
-        start = 0
-        average = RunningMean()
+        self.sampler = Sampler(self.data, seed=training.seed)
+        self.checks = None if self.valid is None else Sampler(self.valid, seed=_other(training.seed))
+        self.average = RunningMean()
         if checkpoint is not None:
-            start = checkpoint.step
-            stepper.load_optimizer_state(checkpoint.optimizer)
-            sampler.restore(checkpoint.sampler["training"])
-            if checks is not None and checkpoint.sampler.get("validation") is not None:
-                checks.restore(checkpoint.sampler["validation"])
-            average = RunningMean(checkpoint.schedule.get("average"))
-        if start > self.num_steps:
-            raise InputError(f"the checkpoint has {start} steps, but this input asks for {self.num_steps}; raise numb_steps")
+            self.stepper.load_optimizer_state(checkpoint.optimizer)
+            _restore(self.sampler, checkpoint.sampler.get("training"), "training_data")
+            if self.checks is not None and checkpoint.sampler.get("validation") is not None:
+                _restore(self.checks, checkpoint.sampler["validation"], "validation_data")
+            self.average = RunningMean(checkpoint.schedule.get("average"))
         keep = keep_count(training.max_ckpt_keep, training.ckpt_keep_ratio, self.num_steps, training.save_freq)
-        family = Family(training.save_ckpt, training.save_dir, keep)
+        self.family = Family(training.save_ckpt, training.save_dir, keep)
+        for name, folder in (
+            ("save_ckpt", self.family.link.parent),
+            ("save_dir", self.family.folder),
+            ("disp_file", Path(training.disp_file).parent),
+        ):
+            check_folder(folder, f"training.{name}")
+
+    def go(self, stop_at: int | None) -> Path:
+        """Run the loop; returns the last checkpoint."""
+        training, family = self.inp.training, self.family
+        start = 0 if self.checkpoint is None else self.checkpoint.step
+        progress = Progress(self.num_steps, start_step=start, disp_freq=training.disp_freq)
         loop = Loop(
-            stepper=stepper,
+            stepper=self.stepper,
             builder=GraphBuilder(
                 requests=self.model.requests(), ntypes=self.model.ntypes, exclude_pairs=self.model.pair_exclude_types,
                 group_by_type=self.model.groups_types(),
             ),
             atomic_labels=frozenset(label.name for label in self.labels() if label.atomic),
-            training=sampler,
-            validation=checks,
+            training=self.sampler,
+            validation=self.checks,
             validation_batches=0 if training.validation_data is None else training.validation_data.numb_btch,
             schedule=self.schedule,
             num_steps=self.num_steps,
             disp_freq=training.disp_freq,
             save_freq=training.save_freq,
             disp_avg=training.disp_avg,
-            curve=LearningCurve(training.disp_file, restored_step=start if checkpoint is not None else None),
-            display=Progress(self.num_steps, start_step=start, disp_freq=training.disp_freq),
-            save=lambda step: self._save(family, step, loop),
-            average=average,
+            curve=LearningCurve(training.disp_file, restored_step=None if self.checkpoint is None else start),
+            display=progress,
+            save=lambda step: self._save(step, loop.average),
+            average=self.average,
         )  # fmt: skip
-        with save_and_leave() as request, loop.display:
-            finished = loop.go(start, stop_at, request)
+        with save_and_leave() as request, progress:
+            # A checkpoint that was restored from another place is not one of this run's files yet.
+            saved = self.checkpoint is not None and family.path(start).is_file()
+            finished = loop.go(start, stop_at, request, saved=saved)
         if finished < self.num_steps:
             why = f"{request.name} came" if request.name else "--stop-at"
-            logger.info("Stopped after %d of %d steps (%s); go on with --restart %s", finished, self.num_steps, why, family.link)
+            link = family.link
+            logger.info(
+                "Stopped after %d of %d steps (%s); go on with --restart %s", finished, self.num_steps, why, link
+            )
         return family.path(finished)
 
-    def _save(self, family: Family, step: int, loop: Loop) -> None:
-        model = loop.stepper.model()
+    def _save(self, step: int, average: RunningMean) -> None:
+        model = self.stepper.model()
+        state = model.state()
+        bad = [name for name, value in state.items() if not np.isfinite(value).all()]
+        if bad:
+            raise NonFiniteError(
+                f"after step {step} the model holds NaN or infinite numbers in {', '.join(bad[:8])}; that was not saved. "
+                "Lower learning_rate.start_lr, or set training.gradient_max_norm"
+            )
         file = ModelFile(
             model=model, definition=self.normalised["model"], min_nbor_dist=self.min_nbor_dist,
             provenance={"dpmodel_input": self.normalised},
@@ -250,30 +282,25 @@ class _Run:
         checkpoint = Checkpoint(
             step=step,
             model=to_tree(file),
-            state=model.state(),
-            optimizer=loop.stepper.optimizer_state(),
-            schedule={"num_steps": self.num_steps, "average": loop.average.state()},
+            state=state,
+            optimizer=self.stepper.optimizer_state(),
+            schedule={"num_steps": self.num_steps, "average": average.state()},
             sampler={
-                "training": loop.training.state(),
-                "validation": None if loop.validation is None else loop.validation.state(),
+                "training": self.sampler.state(),
+                "validation": None if self.checks is None else self.checks.state(),
             },
             input=self.normalised,
             versions={"dpmodel": __version__, **self.trainer.versions()},
         )
-        path = family.save(step, checkpoint.save)
+        path = self.family.save(step, checkpoint.save)
         logger.info("Saved model to %s", path)
 
 
-def _adopt(model: StandardModel, other: Any, where: str) -> StandardModel:
-    """The model that the input describes with the weights and statistics of another of the same shape."""
-    if tuple(other.type_map) != tuple(model.type_map):
-        raise ModelFileError(f"{where} has type_map {list(other.type_map)}, the input has {list(model.type_map)}; they must be equal")
-    if other.requests() != model.requests():
-        raise ModelFileError(f"{where} has other cutoffs or sel ({other.requests()}) than the input ({model.requests()})")
+def _restore(sampler: Sampler, state: Any, name: str) -> None:
     try:
-        return model.with_state(other.state())
-    except ValueError as problem:
-        raise ModelFileError(f"{where} does not fit the model section of the input: {problem}") from problem
+        sampler.restore({} if state is None else state)
+    except DPError as problem:
+        raise type(problem)(f"--restart: training.{name}: {problem}") from problem
 
 
 def _other(seed: Any) -> Any:
