@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dpmodel.descriptors.base import DescriptorConfig
-from dpmodel.input.sections import ModelConfig
+from dpmodel.models.config import ModelConfig
 from dpmodel.models.standard import StandardModel
 from dpmodel.nn.mlp import Seed
 
