@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 _CHUNK_ATOMS = 100_000
 """Atoms that are read from the disk at a time."""
+_SAME_PLACE = 1e-6
+"""Atoms closer than this (Å) are at one place; images of one place differ by rounding."""
 _SAY_EVERY = 30.0
 """Seconds between words on the progress of a long search."""
 
@@ -66,7 +68,7 @@ def neighbour_statistics(dataset: Dataset, rcut: float, ntypes: int | None = Non
                 counts, most, distance = neighbour_counts(batch.coord[k], batch.atype[k], cell, batch.pbc, rcut, ntypes)
             except InputError as problem:
                 raise DataError(f"{path}, frame {int(frame)}: {problem}") from problem
-            if distance <= 0.0:
+            if distance < _SAME_PLACE:
                 raise _overlap(path, int(frame), batch, k)
             largest, total, closest = np.maximum(largest, counts), max(total, most), min(closest, distance)
             count += 1
@@ -99,7 +101,7 @@ def _overlap(path: str, frame: int, batch: Batch, k: int) -> DataError:
     rows = np.flatnonzero(batch.atype[k] >= 0)
     cell = None if batch.cell is None else batch.cell[k]
     pairs = neighbour_pairs(batch.coord[k][rows], cell, batch.pbc, 1e-3)
-    here = np.flatnonzero(pairs.distance <= 0.0)[0]
+    here = np.flatnonzero(pairs.distance < _SAME_PLACE)[0]
     place = batch.coord[k][rows[pairs.centre[here]]].tolist()
     return DataError(
         f"{path}, frame {frame}: two atoms are at the same place, {place} Å (of types "
