@@ -1,0 +1,337 @@
+"""The command line, in process: results, exit statuses, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import dpmodel
+from dpmodel import cli
+from dpmodel.cli import main
+from dpmodel.cli.arguments import LATER, MODULES, make_parser
+from dpmodel.data import write_system
+from dpmodel.errors import InputError
+from dpmodel.files.container import read_tree, write_tree
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "se_e2_a.dp"
+
+
+@pytest.fixture
+def systems(tmp_path: Path) -> Path:
+    """A folder with two small systems."""
+    rng = np.random.default_rng(2)
+    for name, count in (("a", 2), ("b", 3)):
+        coord = np.stack(np.meshgrid(*[np.arange(2)] * 3), -1).reshape(-1, 3) * 3.5 + rng.uniform(
+            -0.5, 0.5, (count, 8, 3)
+        )
+        labels = {"energy": rng.normal(size=count), "force": rng.normal(size=(count, 8, 3))}
+        write_system(
+            tmp_path / "data" / name, coord, [0, 1, 1, 1] * 2, 8.0 * np.eye(3), type_map=["O", "H"], labels=labels
+        )
+    return tmp_path / "data"
+
+
+def fails(capsys: pytest.CaptureFixture[str], *argv: str, status: int = 1) -> str:
+    """The one line of error that the command line gives."""
+    assert main(argv) == status
+    lines = capsys.readouterr().err.splitlines()
+    errors = [line for line in lines if line.startswith("dpmodel: error: ")]
+    assert len(errors) == 1
+    assert lines[-1] == errors[0]
+    assert "Traceback" not in "\n".join(lines)
+    return errors[0]
+
+
+# --- the command line as such ----------------------------------------------------------------------------
+
+
+def test_help_in_a_process_of_its_own() -> None:
+    code = (
+        "import sys; from dpmodel.cli import main; status = main(['--help']); "
+        "heavy = {'torch', 'jax', 'h5py', 'dargs', 'numpy', 'rich', 'ase', 'matplotlib'} & sys.modules.keys(); "
+        "sys.exit(f'imported {heavy}' if heavy else status)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    for command in (["-c", code], ["-m", "dpmodel", "--help"]):
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        for name in ("train", "test", "convert", "show", "neighbor-stat", "plot", "doc"):
+            assert f"\n    {name}" in done.stdout
+
+
+def test_every_command_explains_itself(capsys) -> None:
+    for name in MODULES:
+        assert main([name, "--help"]) == 0
+        own = name.removesuffix("-backend").removesuffix("-train-input")  # aliases show the name of their command
+        assert f"usage: dpmodel {own} " in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dpmodel {dpmodel.__version__}\n"
+
+
+def test_wrong_command_lines(capsys) -> None:
+    assert "COMMAND" in fails(capsys, status=2)
+    assert "invalid choice: 'tran'" in fails(capsys, "tran", status=2)
+    assert "the following arguments are required: INPUT" in fails(capsys, "train", status=2)
+    assert "--log-level" in fails(capsys, "show", "x.dp", "-v", "LOUD", status=2)
+    assert "not allowed with" in fails(capsys, "train", "x.json", "-r", "a", "-i", "b", status=2)
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_commands_of_later_versions(capsys, name: str) -> None:
+    text = fails(capsys, name, "-o", "x", "--unknown", status=2)
+    assert f"`{name}` is not available in this version" in text
+
+
+@pytest.mark.parametrize(
+    "option", [["--finetune", "x"], ["-f", "x"], ["--use-pretrain-script"], ["--model-branch", "a"]]
+)
+def test_options_of_later_versions(capsys, option: list[str]) -> None:
+    assert f"{option[0]} is not available in this version" in fails(capsys, "train", "x.json", *option, status=2)
+
+
+@pytest.mark.parametrize(
+    ("argv", "backend"),
+    [
+        (["show", "x"], None),
+        (["-b", "jax", "show", "x"], "jax"),
+        (["show", "x", "--backend", "np"], "np"),
+        (["--pt-expt", "show", "x"], "pt_expt"),
+        (["show", "x", "--pt"], "pt"),
+        (["-b", "jax", "show", "x", "-b", "pt"], "pt"),
+    ],
+)
+def test_common_options_stand_anywhere(argv: list[str], backend: str | None) -> None:
+    assert make_parser().parse_args(argv).backend == backend
+    assert make_parser().parse_args(argv).log_level == "INFO"
+    assert make_parser().parse_args([*argv, "-v", "3"]).log_level == "DEBUG"
+    assert make_parser().parse_args(["-v", "warning", *argv]).log_level == "WARNING"
+
+
+def run_instead(monkeypatch: pytest.MonkeyPatch, action) -> None:
+    monkeypatch.setattr(cli, "import_module", lambda name: SimpleNamespace(run=lambda args: action()))
+
+
+def raising(error: BaseException):
+    def action() -> None:
+        raise error
+
+    return action
+
+
+def test_errors_become_one_line_and_a_status(capsys, monkeypatch) -> None:
+    run_instead(monkeypatch, raising(InputError("expected one\nline, got\n  two")))
+    assert fails(capsys, "show", "x") == "dpmodel: error: expected one line, got two"
+    run_instead(monkeypatch, raising(FileNotFoundError(2, "No such file or directory", "a.txt")))
+    assert fails(capsys, "show", "x") == "dpmodel: error: a.txt: No such file or directory"
+    run_instead(monkeypatch, raising(OSError("the disk is full")))
+    assert fails(capsys, "show", "x") == "dpmodel: error: the disk is full"
+    run_instead(monkeypatch, raising(KeyboardInterrupt()))
+    assert fails(capsys, "show", "x", status=130) == "dpmodel: error: interrupted"
+    # A fault of the program is not dressed up as one of the user.
+    run_instead(monkeypatch, raising(RuntimeError("a fault")))
+    with pytest.raises(RuntimeError, match="a fault"):
+        main(["show", "x"])
+
+
+def test_debug_shows_the_traceback(capsys, monkeypatch) -> None:
+    run_instead(monkeypatch, raising(InputError("wrong")))
+    assert main(["show", "x", "-v", "DEBUG"]) == 1
+    text = capsys.readouterr().err
+    assert "Traceback" in text
+    assert text.endswith("dpmodel: error: wrong\n")
+
+
+def test_log_and_warnings(capsys, monkeypatch, tmp_path) -> None:
+    def action() -> None:
+        logging.getLogger("dpmodel.some.module").info("said at %s", "info")
+        logging.getLogger("dpmodel").debug("said at debug")
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("a warning", UserWarning, stacklevel=1)
+
+    run_instead(monkeypatch, action)
+    path = tmp_path / "log.txt"
+    assert main(["show", "x", "-l", str(path)]) == 0
+    text = capsys.readouterr().err
+    assert [line.split("] ", 1)[1] for line in text.splitlines()] == ["INFO    said at info", "WARNING a warning"]
+    assert path.read_text() == text
+    assert main(["show", "x", "-v", "ERROR"]) == 0
+    assert capsys.readouterr().err == ""
+    assert not logging.getLogger("dpmodel").handlers
+    assert "log.txt" in fails(capsys, "show", "x", "-l", str(tmp_path / "nowhere" / "log.txt"))
+
+
+# --- commands --------------------------------------------------------------------------------------------
+
+
+def test_test(systems, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["test", "-m", str(GOLDEN), "-s", "data", "-d", "out", "--json", "out.json", "-b", "pt"]) == 0
+    text = capsys.readouterr().out
+    content = json.loads(Path("out.json").read_text())
+    assert [system["frames"] for system in content["systems"]] == [2, 3]
+    for line in ("# number of systems : 2", "# testing system : data/a", "# number of test data : 3"):
+        assert line in text.splitlines()
+    total = content["total"]
+    for row in (
+        f"Energy RMSE          : {total['energy']['rmse']:e} eV",
+        f"Energy MAE/Natoms    : {total['energy_per_atom']['mae']:e} eV",
+        f"Force RMSE           : {total['force']['rmse']:e} eV/Å",
+    ):
+        assert text.splitlines().count(row) == 1
+    assert sorted(path.name for path in tmp_path.glob("out.*.out")) == ["out.e.out", "out.e_peratom.out", "out.f.out"]
+    assert len(np.loadtxt("out.f.out")) == 5 * 8
+
+
+def test_which_systems_are_tested(systems, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("list.txt").write_text("# comment\n\ndata/b\n")
+    model = json.loads(json.dumps(read_tree(GOLDEN)["model_def_script"]))
+    sections = {"training_data": {"systems": "data/a"}, "validation_data": {"systems": ["data/b"]}}
+    training = {"numb_steps": 1, **sections}
+    Path("input.json").write_text(
+        json.dumps({"model": model, "learning_rate": {"start_lr": 1e-3}, "training": training})
+    )
+
+    def frames(*options: str) -> list[int]:
+        assert main(["test", "-m", str(GOLDEN), "-b", "numpy", "--json", "out.json", *options]) == 0
+        capsys.readouterr()
+        return [system["frames"] for system in json.loads(Path("out.json").read_text())["systems"]]
+
+    assert frames() == [2, 3]  # everything below the working directory
+    assert frames("-s", "data/b", "data/a", "-n", "1") == [1, 1]
+    assert frames("-f", "list.txt") == [3]
+    assert frames("--train-data", "input.json") == [2]
+    assert frames("--valid-data", "input.json", "--shuffle-test", "-r", "1", "-n", "2") == [2]
+    Path("list.txt").write_text("# nothing\n")
+    assert "list.txt: expected a text file" in fails(capsys, "test", "-m", str(GOLDEN), "-f", "list.txt")
+    assert "nix.txt" in fails(capsys, "test", "-m", str(GOLDEN), "-f", "nix.txt")
+    assert "--numb-test" in fails(capsys, "test", "-m", str(GOLDEN), "-n", "-3")
+    assert "nix.dp" in fails(capsys, "test", "-m", "nix.dp")
+    assert "unknown backend 'foo'" in fails(capsys, "test", "-m", str(GOLDEN), "-b", "foo")
+    assert "no heads" in fails(capsys, "test", "-m", str(GOLDEN), "--head", "a")
+
+
+def equal(a, b) -> bool:
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return isinstance(b, list) and len(a) == len(b) and all(map(equal, a, b))
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and np.array_equal(a, b)
+    return a == b
+
+
+@pytest.mark.parametrize("command", ["convert", "convert-backend"])
+@pytest.mark.parametrize("suffix", [".yaml", ".yml", ".json", ".dp"])
+def test_convert_there_and_back(tmp_path, capsys, command: str, suffix: str) -> None:
+    middle, back = tmp_path / f"middle{suffix}", tmp_path / "back.dp"
+    assert main([command, str(GOLDEN), str(middle)]) == 0
+    assert main([command, str(middle), str(back)]) == 0
+    assert f"{middle} -> {back}" in capsys.readouterr().out
+    assert equal(read_tree(back)["model"], read_tree(GOLDEN)["model"])
+    assert read_tree(back)["software"] == read_tree(GOLDEN)["software"]
+
+
+def test_conversions_that_are_not_there(tmp_path, capsys) -> None:
+    for suffix, what in ((".pth", "TorchScript"), (".pt2", "exporting"), (".pb", "TensorFlow"), (".foo", "not known")):
+        text = fails(capsys, "convert", str(GOLDEN), str(tmp_path / f"x{suffix}"))
+        assert what in text
+        assert "The suffixes here are .dp, .yaml, .yml, .json" in text
+        source = fails(capsys, "convert", str(tmp_path / f"x{suffix}"), str(tmp_path / "x.dp"))
+        assert suffix == ".foo" or "dp convert-backend" in source
+    assert "no such file" in fails(capsys, "convert", str(tmp_path / "nix.dp"), str(tmp_path / "x.dp"))
+    (tmp_path / "broken.dp").write_bytes(GOLDEN.read_bytes()[:500])
+    assert "broken.dp" in fails(capsys, "convert", str(tmp_path / "broken.dp"), str(tmp_path / "x.yaml"))
+    assert not list(tmp_path.glob("x.*"))
+
+
+def test_show(capsys, tmp_path) -> None:
+    assert main(["show", str(GOLDEN)]) == 0
+    text = capsys.readouterr().out
+    for part in (
+        "energy, forces, virials",
+        "6 Å, at most 20 24 neighbours per type",
+        "3,258",
+        "float64",
+        "deepmd-kit 3.2.0",
+    ):
+        assert part in text
+    names = [
+        "type-map",
+        "descriptor",
+        "fitting-net",
+        "size",
+        "observed-type",
+        "provenance",
+        "serialization-tree",
+        "model-branch",
+    ]
+    assert main(["show", str(GOLDEN), *names]) == 0
+    text = capsys.readouterr().out
+    assert "The type_map is ['O', 'H']\n" in text
+    assert '"rcut": 6.0' in text
+    assert '"neuron": [10, 10, 10]' in text
+    assert "├─ descriptor: Descriptor se_e2_a, version 2\n" in text
+    assert "observed types are not stored" in text
+    tree = read_tree(GOLDEN)
+    tree["model_def_script"]["info"] = {"observed_type": ["H"]}
+    write_tree(tmp_path / "seen.dp", tree)
+    assert main(["show", str(tmp_path / "seen.dp"), "observed_type"]) == 0
+    assert capsys.readouterr().out == "The observed types are 1 of 2: ['H']\n"
+    assert "expected attributes out of type-map" in fails(capsys, "show", str(GOLDEN), "foo")
+
+
+def test_neighbor_stat(systems, capsys, tmp_path) -> None:
+    assert main(["neighbor-stat", "-s", str(systems), "-r", "4"]) == 0
+    typed = capsys.readouterr().out
+    assert "2 systems, 5 frames, cutoff 4 Å" in typed
+    assert main(["neighbor-stat", "-s", str(systems / "a"), str(systems / "b"), "-r", "4", "-t", "H", "O"]) == 0
+    swapped = capsys.readouterr().out
+    counts = [json.loads(text.split("max_nbor_size: ")[1].split(" (")[0]) for text in (typed, swapped)]
+    assert counts[0] == counts[1][::-1]
+    assert main(["neighbor-stat", "-s", str(systems), "-r", "4", "--mixed-type"]) == 0
+    assert "(any)" in capsys.readouterr().out
+    (systems / "a" / "type_map.raw").unlink()
+    assert "--type-map" in fails(capsys, "neighbor-stat", "-s", str(systems), "-r", "4")
+    assert main(["neighbor-stat", "-s", str(systems / "a"), "-r", "4"]) == 0
+    assert "(0, 1)" in capsys.readouterr().out
+    assert "rcut" in fails(capsys, "neighbor-stat", "-s", str(systems), "-t", "O", "H", "-r", "-4")
+    assert "no such folder" in fails(capsys, "neighbor-stat", "-s", str(tmp_path / "nix"), "-r", "4")
+
+
+def test_doc(capsys) -> None:
+    assert main(["doc-train-input", "--out-type", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)
+    assert main(["doc", "model.descriptor[se_e2_a]", "--out-type", "md"]) == 0
+    assert "rcut_smth" in capsys.readouterr().out
+    assert "out_type" in fails(capsys, "doc", "--out-type", "pdf")
+
+
+def test_train_gets_its_arguments(capsys, monkeypatch) -> None:
+    from dpmodel.cli import train
+
+    given = []
+    monkeypatch.setattr(
+        train, "train", lambda path, **options: given.append((path, options)) or Path("model.ckpt-7.dp")
+    )
+    assert (
+        main(["train", "in.json", "-r", "c.dp", "--stop-at", "7", "-o", "o.json", "--skip-neighbor-stat", "--numpy"])
+        == 0
+    )
+    assert capsys.readouterr().out == "model.ckpt-7.dp\n"
+    path, options = given[0]
+    assert path == "in.json"
+    assert options == {
+        "restart": "c.dp", "init_model": None, "stop_at": 7, "output": "o.json", "backend": "numpy", "device": None,
+        "skip_neighbor_stat": True,
+    }  # fmt: skip
