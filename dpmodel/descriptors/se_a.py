@@ -65,7 +65,7 @@ class SeAConfig(DescriptorConfig, key="se_e2_a", aliases=("se_a",)):
 
     def build(self, ntypes: int, type_map: tuple[str, ...], *, seed: Seed = None) -> SeA:
         """`sel` must be resolved (numbers). `seed` is used where the section names none."""
-        seed = seed if self.seed is None else self.seed
+        seed = child_seed(seed if self.seed is None else self.seed, 0)
         dtype = dtype_name(self.precision)
         count = ntypes if self.type_one_side else ntypes * ntypes
         networks = tuple(

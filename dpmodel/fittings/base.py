@@ -74,7 +74,8 @@ class FittingConfig(Config):
         self, ntypes: int, dim_descriptor: int, dim_out: int, mixed_types: bool, seed: Seed
     ) -> dict[str, Any]:
         """Fields of a fresh fitting: random nets, neutral statistics. `seed` is used where the section names none."""
-        seed = seed if self.seed is None else self.seed
+        # Descriptors take part 0: equal seeds in both sections must not give equal random numbers.
+        seed = child_seed(seed if self.seed is None else self.seed, 1)
         n_in = dim_descriptor + self.numb_fparam + self.dim_case_embd
         n_in += 0 if self.use_aparam_as_mask else self.numb_aparam
         networks = tuple(
