@@ -82,6 +82,10 @@ class Calculator(AseCalculator):
             self.implemented_properties += ["forces", "stress"]
         _untyped(super()).__init__(**options)
 
+    def _get_name(self) -> str:
+        """What trajectories call this calculator."""
+        return "dpmodel"
+
     def check_state(self, atoms: Any, tol: float = 1e-15) -> list[str]:
         """What changed since the last calculation; ASE itself does not look at `atoms.info`."""
         changes: list[str] = _untyped(super()).check_state(atoms, tol=tol)

@@ -9,7 +9,6 @@ comes too. Ctrl-C is 130. Each command lives in a module of this package, import
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import traceback
@@ -58,7 +57,3 @@ def _explain(error: OSError) -> str:
     if error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return error.strerror or str(error)
-
-
-Namespace = argparse.Namespace
-"""What commands get: the parsed arguments."""

@@ -105,7 +105,12 @@ def run(*words: str, folder: Path) -> None:
     """Run one command of dpmodel in a folder; leave with its status if it fails."""
     print(f"$ dpmodel {shlex.join(words)}", flush=True)
     # -P: the current folder is not searched for modules.
-    status = subprocess.run([sys.executable, "-P", "-m", "dpmodel", *words], cwd=folder, check=False).returncode
+    with subprocess.Popen([sys.executable, "-P", "-m", "dpmodel", *words], cwd=folder) as process:
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # it got the Ctrl-C as well, and saves a checkpoint
+            raise
     print(flush=True)
     if status:
         raise SystemExit(status)

@@ -14,6 +14,7 @@ from dpmodel.fittings import EnerFittingConfig
 from dpmodel.models import StandardModel
 
 ase = pytest.importorskip("ase")
+pytest.importorskip("ase.io")
 from ase.calculators.calculator import PropertyNotImplementedError  # noqa: E402  # after importorskip
 
 from dpmodel.ase import Calculator  # noqa: E402  # after importorskip
@@ -156,6 +157,16 @@ def test_results_are_kept(potential, monkeypatch) -> None:
     atoms.positions[0, 0] += 0.1
     atoms.get_forces()
     assert len(calls) == 2
+
+
+def test_trajectories_hold_the_results(potential, tmp_path) -> None:
+    atoms = water()
+    atoms.calc = Calculator(potential)
+    energy = atoms.get_potential_energy()
+    for name in ("x.traj", "x.extxyz"):
+        ase.io.write(tmp_path / name, atoms)
+        assert ase.io.read(tmp_path / name).get_potential_energy() == pytest.approx(energy, abs=1e-7)
+    assert ase.io.read(tmp_path / "x.traj").calc.name == "dpmodel"
 
 
 def test_paths_and_backends(tmp_path) -> None:
