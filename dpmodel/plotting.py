@@ -195,7 +195,9 @@ def _scales(axis: Any, step: np.ndarray) -> None:
     ticker = _load("matplotlib.ticker")
     if high / low < 1e3:
         subs = (1, 2, 3, 4, 6, 8) if high / low < 8 else (1, 2, 5) if high / low < 50 else (1,)
-        axis.yaxis.set_major_locator(ticker.LogLocator(subs=subs))
+        axis.yaxis.set_major_locator(
+            ticker.MaxNLocator(5, steps=[1, 2, 5, 10]) if high / low < 2.5 else ticker.LogLocator(subs=subs)
+        )
         axis.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_minor_locator(ticker.NullLocator())
 
@@ -221,7 +223,7 @@ def _parity(axis: Any, label: np.ndarray, prediction: np.ndarray, name: str, uni
     axis.set_title(f"{name}{' about the mean of labels' if centred else ''}")
     axis.text(
         0.04, 0.96, f"RMSE {rmse:.3g} {unit}\nMAE {mae:.3g} {unit}\n{label.size:,} numbers", transform=axis.transAxes,
-        va="top", fontsize=9, linespacing=1.4,
+        va="top", fontsize=9, linespacing=1.4, bbox={"color": "white", "alpha": 0.75, "pad": 2, "linewidth": 0},
     )  # fmt: skip
 
 

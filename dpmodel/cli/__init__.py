@@ -9,6 +9,7 @@ comes too. Ctrl-C is 130. Each command lives in a module of this package, import
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -25,6 +26,9 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (None: that of the process) and return its exit status."""
     debug = False
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # "Å" on a terminal that has only ASCII
+            stream.reconfigure(errors="replace")
     try:
         args = make_parser().parse_args(argv)
         debug = args.log_level == "DEBUG"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from dpmodel.cli.arguments import LATER, MODULES, make_parser
 from dpmodel.data import write_system
 from dpmodel.errors import InputError
 from dpmodel.files.container import read_tree, write_tree
+from dpmodel.input import load_input
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "se_e2_a.dp"
 
@@ -335,3 +337,68 @@ def test_train_gets_its_arguments(capsys, monkeypatch) -> None:
         "restart": "c.dp", "init_model": None, "stop_at": 7, "output": "o.json", "backend": "numpy", "device": None,
         "skip_neighbor_stat": True,
     }  # fmt: skip
+
+
+def test_from_data_to_a_tested_model(systems, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    descriptor = {
+        "type": "se_e2_a",
+        "sel": "auto",
+        "rcut": 4.0,
+        "rcut_smth": 1.0,
+        "neuron": [4, 8],
+        "axis_neuron": 2,
+        "seed": 1,
+    }
+    content = {
+        "model": {"type_map": ["O", "H"], "descriptor": descriptor, "fitting_net": {"neuron": [6, 6], "seed": 1}},
+        "learning_rate": {"start_lr": 1e-3, "stop_lr": 1e-4, "decay_steps": 2},
+        "loss": {"start_pref_e": 1, "limit_pref_e": 1, "start_pref_f": 1, "limit_pref_f": 1},
+        "training": {
+            "training_data": {"systems": "data", "batch_size": 1}, "validation_data": {"systems": ["data/a"], "batch_size": 1},
+            "numb_steps": 6, "disp_freq": 2, "save_freq": 3, "seed": 1,
+        },
+    }  # fmt: skip
+    Path("input.json").write_text(json.dumps(content))
+    assert main(["train", "input.json", "-b", "pt", "--stop-at", "3"]) == 0
+    assert main(["train", "input.json", "-b", "pt", "--restart", "model.ckpt.dp"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["model.ckpt-3.dp", "model.ckpt-6.dp"]
+    assert json.loads(Path("out.json").read_text())["model"]["descriptor"]["sel"] != "auto"
+    assert main(["test", "-m", "model.ckpt.dp", "-s", "data", "-b", "pt"]) == 0
+    assert "Force RMSE" in capsys.readouterr().out
+    assert main(["show", "model.ckpt.dp"]) == 0
+    assert "in the training data" in capsys.readouterr().out
+    # Bad input leaves nothing behind and says what is wrong in one line.
+    content["training"]["numb_stepz"] = 6
+    Path("bad.json").write_text(json.dumps(content))
+    assert "training.numb_stepz: unknown key" in fails(capsys, "train", "bad.json", "-b", "pt", "-o", "bad.out.json")
+    assert not Path("bad.out.json").exists()
+    assert "nix.json" in fails(capsys, "train", "nix.json", "-b", "pt")
+
+
+def test_the_demo_makes_a_valid_input(water_data) -> None:
+    pytest.importorskip("ase")
+    spec = importlib.util.spec_from_file_location("demo", water_data.parent / "demo.py")
+    assert spec is not None
+    assert spec.loader is not None
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    for steps in (1, 1000):
+        made = load_input(demo.make_input(steps))
+        assert made.training.numb_steps == steps
+        assert all(Path(path).is_dir() for path in made.training.training_data.systems)
+    atoms = demo.read_frame(demo.MD_FRAME)
+    demo.set_velocities(atoms)
+    assert atoms.get_temperature() == pytest.approx(demo.TEMPERATURE)
+    assert np.abs(atoms.get_momenta().sum(axis=0)).max() < 1e-10
+
+
+def test_an_ascii_terminal_is_no_reason_to_fail() -> None:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONIOENCODING": "ascii",
+    }
+    command = [sys.executable, "-m", "dpmodel", "show", str(GOLDEN)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, "6 ?, at most" in done.stdout) == (0, True), done.stderr
