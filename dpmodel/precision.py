@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 
+from dpmodel.errors import InputError
+
 __all__ = ["ENERGY_DTYPE", "PRECISIONS", "dtype_name", "global_dtype"]
 
 ENERGY_DTYPE = "float64"
@@ -26,18 +28,18 @@ PRECISIONS: dict[str, str] = {
 
 
 def global_dtype() -> str:
-    """ "float64", or "float32" where DP_INTERFACE_PREC=low. Raises ValueError for other values."""
+    """ "float64", or "float32" where DP_INTERFACE_PREC=low. Raises InputError for other values."""
     value = os.environ.get("DP_INTERFACE_PREC", "high").lower()
     if value not in ("high", "low"):
-        raise ValueError(f"DP_INTERFACE_PREC must be 'high' (float64) or 'low' (float32), not {value!r}")
+        raise InputError(f"DP_INTERFACE_PREC must be 'high' (float64) or 'low' (float32), not {value!r}")
     return "float64" if value == "high" else "float32"
 
 
 def dtype_name(precision: str) -> str:
-    """The dtype that a `precision` means; "default" is the global float. Raises ValueError listing the names."""
+    """The dtype that a `precision` means; "default" is the global float. Raises InputError listing the names."""
     if precision == "default":
         return global_dtype()
     try:
         return PRECISIONS[precision]
     except KeyError:
-        raise ValueError(f"unknown precision {precision!r}; known are {['default', *PRECISIONS]}") from None
+        raise InputError(f"unknown precision {precision!r}; known are {['default', *PRECISIONS]}") from None

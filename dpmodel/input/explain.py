@@ -92,7 +92,7 @@ def _unknown(root: type[Config], cls: type[Config], parts: list[str], key: str) 
         return f"unknown key; it belongs to {FOREIGN_KEYS[key]}, not available in this version"
     close = difflib.get_close_matches(key, [*names, *spellings], n=1)
     if close:
-        return f'unknown key; did you mean "{close[0]}"?'
+        return f'unknown key; did you mean "{spellings.get(close[0], close[0])}"?'
     offered = [name for name in names if name == "type" or option_of(cls, name).effect == "acts"]
     return f"unknown key; known here: {', '.join(offered)}"
 
