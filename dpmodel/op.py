@@ -65,9 +65,11 @@ class Op:
     Subclasses implement `call`. Callers write `op(...)`, never `op.call(...)`: on torch the hooks of
     `nn.Module` live in `__call__`.
 
-    A static field named `trainable` (bool, default True where declared) freezes the parameters that
-    the Op itself owns, not those of its children.
+    A subclass may declare a static field `trainable`: False freezes the parameters that the Op itself owns, not those
+    of its children.
     """
+
+    trainable: ClassVar[bool] = True
 
     derived: ClassVar[bool] = False
     """True on classes that a bridge makes at run time; they add no state."""
@@ -187,13 +189,12 @@ def _map_children(value: Any, visit: Callable[[Op], Op]) -> Any:
     return tuple(None if item is None else visit(item) for item in value)
 
 
-def walk(op: Op, prefix: str = "", frozen: bool = False) -> Iterator[tuple[str, Kind, Array, bool]]:
+def walk(op: Op, prefix: str = "") -> Iterator[tuple[str, Kind, Array, bool]]:
     """(path, kind, array, trainable) of every array in the tree that is not None, depth first."""
-    frozen = not getattr(op, "trainable", True)
     for name, kind in op.fields():
         value = getattr(op, name)
         if kind is Kind.CHILD:
             for suffix, item in children(value):
                 yield from walk(item, f"{prefix}{name}{suffix}.")
         elif kind is not Kind.STATIC and value is not None:
-            yield prefix + name, kind, value, kind is Kind.PARAM and not frozen
+            yield prefix + name, kind, value, kind is Kind.PARAM and op.trainable

@@ -61,7 +61,6 @@ def to_torch(op: Op, *, device: str | torch.device | None = None, overrides: Ove
         module = object.__new__(_torch_class(type(op), overrides))
         torch.nn.Module.__init__(module)
         object.__setattr__(module, "overrides", overrides)
-        trainable = getattr(op, "trainable", True)
         for name, kind in op.fields():
             value = getattr(op, name)
             if kind is Kind.STATIC:
@@ -75,7 +74,7 @@ def to_torch(op: Op, *, device: str | torch.device | None = None, overrides: Ove
                 if kind is Kind.BUFFER:
                     module.register_buffer(name, tensor)
                 else:
-                    parameter = None if tensor is None else torch.nn.Parameter(tensor, requires_grad=trainable)
+                    parameter = None if tensor is None else torch.nn.Parameter(tensor, requires_grad=op.trainable)
                     module.register_parameter(name, parameter)
         return module
 

@@ -30,7 +30,7 @@ class Linear(Op):
     idt: Array | None = param(default=None)
     activation: str = "linear"
     resnet: bool = False
-    trainable: bool = True
+    trainable: bool = True  # type: ignore[misc]  # a field of this class, a constant of the others
 
     def call(self, x: Array) -> Array:
         """(..., in) -> (..., out), in the dtype of the weights."""
