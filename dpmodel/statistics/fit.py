@@ -28,16 +28,21 @@ _ATOMIC_LABELS = {"energy": "atom_ener"}
 
 
 def fit_statistics(
-    model: StandardModel, dataset: Dataset, *, nbatch: int, protect: float, cache: StatCache | None = None
+    model: StandardModel,
+    dataset: Dataset,
+    builder: GraphBuilder,
+    *,
+    nbatch: int,
+    protect: float,
+    cache: StatCache | None = None,
 ) -> StandardModel:
     """The model with the statistics of up to `nbatch` batches per system; the cache answers what it knows.
 
-    Raises DataError where the data cannot give a bias (no labels of the output at all).
+    builder: makes the graphs that the model asks for.
+
+    Without any label of the output the bias stays, with a warning. Raises DataError for labels that are not finite.
     """
     batches: list[Batch] = list(statistics_batches(dataset, nbatch))
-    builder = GraphBuilder(
-        requests=model.requests(), ntypes=model.ntypes, exclude_pairs=model.pair_exclude_types, group_by_type=False
-    )
 
     def graphs() -> Iterable[Graph]:
         for batch in batches:

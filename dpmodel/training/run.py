@@ -101,6 +101,7 @@ class _Run:
     def __init__(self, inp: Input, trainer: Any, device: str | None) -> None:
         self.inp, self.trainer, self.device = inp, trainer, device
         self.normalised = json.loads(json.dumps(inp.normalised))
+        self.seed = _not_negative(inp.training.seed)
         self.min_nbor_dist: float | None = None
         self.checkpoint: Checkpoint | None = None
         """To go on from."""
@@ -166,7 +167,12 @@ class _Run:
         config = self._resolve_sel(skip_neighbor_stat)
         if self.checkpoint is not None:
             check_same_run(self.checkpoint, self.normalised, self.num_steps)
-        model = build_model(config, seed=training.seed)
+        model = build_model(config, seed=self.seed)
+        # One for statistics and steps: it warns once of neighbours that it cuts off.
+        self.builder = GraphBuilder(
+            requests=model.requests(), ntypes=model.ntypes, exclude_pairs=model.pair_exclude_types,
+            group_by_type=model.groups_types(),
+        )  # fmt: skip
         if self.origin is not None:
             self.model = adopt(model, self.origin.model, self.origin_name, exact=self.checkpoint is not None)
         else:
@@ -174,7 +180,12 @@ class _Run:
             if training.stat_file is not None:
                 cache = StatCache(training.stat_file, config.type_map, training.stat_file_mode)
             self.model = fit_statistics(
-                model, self.data, nbatch=config.data_stat_nbatch, protect=config.data_stat_protect, cache=cache
+                model,
+                self.data,
+                self.builder,
+                nbatch=config.data_stat_nbatch,
+                protect=config.data_stat_protect,
+                cache=cache,
             )
         count = sum(int(value.size) for value in model.state().values())
         logger.info("Model: %s, %d numbers, sel %s", config.descriptor.key, count, list(config.descriptor.sel))
@@ -211,8 +222,8 @@ class _Run:
         self.stepper: Stepper = self.trainer.stepper(
             self.model, self.loss, self.inp.optimizer, device=self.device, gradient_max_norm=training.gradient_max_norm
         )
-        self.sampler = Sampler(self.data, seed=training.seed)
-        self.checks = None if self.valid is None else Sampler(self.valid, seed=_other(training.seed))
+        self.sampler = Sampler(self.data, seed=self.seed)
+        self.checks = None if self.valid is None else Sampler(self.valid, seed=_other(self.seed))
         self.average = RunningMean()
         if checkpoint is not None:
             self.stepper.load_optimizer_state(checkpoint.optimizer)
@@ -236,10 +247,7 @@ class _Run:
         progress = Progress(self.num_steps, start_step=start, disp_freq=training.disp_freq)
         loop = Loop(
             stepper=self.stepper,
-            builder=GraphBuilder(
-                requests=self.model.requests(), ntypes=self.model.ntypes, exclude_pairs=self.model.pair_exclude_types,
-                group_by_type=self.model.groups_types(),
-            ),
+            builder=self.builder,
             atomic_labels=frozenset(label.name for label in self.labels() if label.atomic),
             training=self.sampler,
             validation=self.checks,
@@ -303,8 +311,15 @@ def _restore(sampler: Sampler, state: Any, name: str) -> None:
         raise type(problem)(f"--restart: training.{name}: {problem}") from problem
 
 
+def _not_negative(seed: Any) -> Any:
+    """A seed of integers of at least 0, as NumPy needs; negative ones modulo 2^64."""
+    if seed is None:
+        return None
+    return tuple(part % 2**64 for part in seed) if isinstance(seed, tuple) else seed % 2**64
+
+
 def _other(seed: Any) -> Any:
     """A seed for validation that gives another stream than that of training."""
     if seed is None:
         return None
-    return (*seed, 1) if isinstance(seed, tuple) else (int(seed), 1)
+    return (*seed, 1) if isinstance(seed, tuple) else (seed, 1)
