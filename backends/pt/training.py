@@ -148,9 +148,9 @@ class TorchStepper:
         top, length = torch.stack([largest, norm]).tolist()
         if not math.isfinite(top):
             bad = [name for name, g in gradients.items() if not bool(torch.isfinite(g).all())]
-            more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
+            more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
             raise NonFiniteError(
-                f"the gradient is not finite (loss {float(loss.detach()):g}) in {', '.join(bad[:8])}{more}"
+                f"the gradient is not finite (loss {float(loss.detach()):g}) in {', '.join(bad[:3])}{more}"
             )
         if self.max_norm is None or length + 1e-6 <= self.max_norm:
             return

@@ -18,7 +18,7 @@ from dpmodel.backend import get_trainer
 from dpmodel.data import Dataset, LabelRequest, Sampler
 from dpmodel.data import labels as standard_labels
 from dpmodel.data.labels import as_request
-from dpmodel.errors import DPError, InputError
+from dpmodel.errors import InputError
 from dpmodel.files.atomic import atomic_write
 from dpmodel.files.model_file import ModelFile, from_tree, to_tree
 from dpmodel.geometry.build import GraphBuilder
@@ -35,7 +35,15 @@ from dpmodel.training.progress import Progress
 from dpmodel.training.rotation import Family, keep_count
 from dpmodel.training.schedules import build_schedule
 from dpmodel.training.signals import save_and_leave
-from dpmodel.training.start import adopt, check_folder, check_same_run, find_checkpoint, find_model
+from dpmodel.training.start import (
+    adopt,
+    check_places,
+    check_same_run,
+    find_checkpoint,
+    find_model,
+    restore_sampler,
+    seeds,
+)
 from dpmodel.training.stepper import NonFiniteError, Stepper
 
 __all__ = ["train"]
@@ -81,6 +89,7 @@ def train(
     inp = load_input(input_path)
     for note in inp.notes:
         logger.warning("%s", note)
+    check_places(inp.training)
     run = _Run(inp, get_trainer(backend), device)
     if restart is not None:
         run.checkpoint = find_checkpoint(restart, inp.training.save_ckpt, inp.training.save_dir)
@@ -101,7 +110,7 @@ class _Run:
     def __init__(self, inp: Input, trainer: Any, device: str | None) -> None:
         self.inp, self.trainer, self.device = inp, trainer, device
         self.normalised = json.loads(json.dumps(inp.normalised))
-        self.seed = _not_negative(inp.training.seed)
+        self.seed, self.validation_seed = seeds(inp.training.seed)
         self.min_nbor_dist: float | None = None
         self.checkpoint: Checkpoint | None = None
         """To go on from."""
@@ -131,6 +140,10 @@ class _Run:
             batches = self.data.total_batches()
             # In decimal arithmetic: 0.1 epochs of 30 batches are 3 steps, not 4.
             self.num_steps = math.ceil(Fraction(str(training.numb_epoch)) * batches)
+            if self.num_steps >= 2**53:
+                raise InputError(
+                    f"training.numb_epoch: {training.numb_epoch:g} passes are {self.num_steps:.3g} steps; lower it"
+                )
             logger.info("numb_epoch %g of %d batches: %d steps", training.numb_epoch, batches, self.num_steps)
         self.schedule = build_schedule(self.inp.learning_rate, self.num_steps)  # type: ignore[arg-type]  # a schedule's section
 
@@ -223,22 +236,16 @@ class _Run:
             self.model, self.loss, self.inp.optimizer, device=self.device, gradient_max_norm=training.gradient_max_norm
         )
         self.sampler = Sampler(self.data, seed=self.seed)
-        self.checks = None if self.valid is None else Sampler(self.valid, seed=_other(self.seed))
+        self.checks = None if self.valid is None else Sampler(self.valid, seed=self.validation_seed)
         self.average = RunningMean()
         if checkpoint is not None:
             self.stepper.load_optimizer_state(checkpoint.optimizer)
-            _restore(self.sampler, checkpoint.sampler.get("training"), "training_data")
+            restore_sampler(self.sampler, checkpoint.sampler.get("training"), "training_data")
             if self.checks is not None and checkpoint.sampler.get("validation") is not None:
-                _restore(self.checks, checkpoint.sampler["validation"], "validation_data")
+                restore_sampler(self.checks, checkpoint.sampler["validation"], "validation_data")
             self.average = RunningMean(checkpoint.schedule.get("average"))
         keep = keep_count(training.max_ckpt_keep, training.ckpt_keep_ratio, self.num_steps, training.save_freq)
         self.family = Family(training.save_ckpt, training.save_dir, keep)
-        for name, folder in (
-            ("save_ckpt", self.family.link.parent),
-            ("save_dir", self.family.folder),
-            ("disp_file", Path(training.disp_file).parent),
-        ):
-            check_folder(folder, f"training.{name}")
 
     def go(self, stop_at: int | None) -> Path:
         """Run the loop; returns the last checkpoint."""
@@ -302,24 +309,3 @@ class _Run:
         )
         path = self.family.save(step, checkpoint.save)
         logger.info("Saved model to %s", path)
-
-
-def _restore(sampler: Sampler, state: Any, name: str) -> None:
-    try:
-        sampler.restore({} if state is None else state)
-    except DPError as problem:
-        raise type(problem)(f"--restart: training.{name}: {problem}") from problem
-
-
-def _not_negative(seed: Any) -> Any:
-    """A seed of integers of at least 0, as NumPy needs; negative ones modulo 2^64."""
-    if seed is None:
-        return None
-    return tuple(part % 2**64 for part in seed) if isinstance(seed, tuple) else seed % 2**64
-
-
-def _other(seed: Any) -> Any:
-    """A seed for validation that gives another stream than that of training."""
-    if seed is None:
-        return None
-    return (*seed, 1) if isinstance(seed, tuple) else (seed, 1)

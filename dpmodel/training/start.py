@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from dpmodel.errors import InputError, ModelFileError
+from dpmodel.data import Sampler
+from dpmodel.errors import DPError, InputError, ModelFileError
 from dpmodel.files.model_file import ModelFile, read_model
+from dpmodel.input.sections import TrainingConfig
 from dpmodel.models import StandardModel
 from dpmodel.training.checkpoint import Checkpoint
 from dpmodel.training.rotation import Family, latest
 
-__all__ = ["adopt", "check_folder", "check_same_run", "find_checkpoint", "find_model"]
+__all__ = ["adopt", "check_places", "check_same_run", "find_checkpoint", "find_model", "restore_sampler", "seeds"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,8 @@ def find_checkpoint(restart: str | Path, save_ckpt: str, save_dir: str | None) -
     `save_dir` counts where `restart` is the run's own name, with or without the suffix.
     Raises ModelFileError for a file that is damaged or no checkpoint.
     """
+    if not Path(restart).name:
+        raise InputError(f"--restart: expected the name of a checkpoint such as {save_ckpt}, got {str(restart)!r}")
     own = Family(str(restart)).link == Family(save_ckpt).link
     path = latest(restart, save_dir if own else None)
     if path is None:
@@ -127,12 +131,39 @@ def adopt(model: StandardModel, other: Any, where: str, *, exact: bool) -> Stand
     return found
 
 
-def check_folder(folder: Path, option: str) -> None:
-    """Raise InputError where files cannot be written into a folder, which need not exist yet."""
-    existing = next((path for path in (folder, *folder.parents) if path.exists()), Path())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        what = "is no folder" if not existing.is_dir() else "may not be written to"
-        raise InputError(f"{option}: {existing} {what}; choose another place for the files of the run")
+def check_places(training: TrainingConfig) -> None:
+    """Raise InputError where the run could not write its files; folders need not exist yet."""
+    for name in ("save_ckpt", "disp_file"):
+        if not Path(getattr(training, name)).name:
+            raise InputError(f"training.{name}: expected the name of a file, got {getattr(training, name)!r}")
+    if Path(training.disp_file).is_dir():
+        raise InputError(f"training.disp_file: {training.disp_file} is a folder; give the name of a file")
+    family = Family(training.save_ckpt, training.save_dir)
+    places = {"save_ckpt": family.link.parent, "save_dir": family.folder, "disp_file": Path(training.disp_file).parent}
+    for name, folder in places.items():
+        existing = next((path for path in (folder, *folder.parents) if path.exists()), Path())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            what = "is no folder" if not existing.is_dir() else "may not be written to"
+            raise InputError(f"training.{name}: {existing} {what}; choose another place for the files of the run")
+
+
+def restore_sampler(sampler: Sampler, state: Any, name: str) -> None:
+    """Go on with the batches of a checkpoint. Raises InputError or ModelFileError naming the section."""
+    try:
+        sampler.restore({} if state is None else state)
+    except DPError as problem:
+        raise type(problem)(f"--restart: training.{name}: {problem}") from problem
+
+
+def seeds(seed: int | tuple[int, ...] | None) -> tuple[Any, Any]:
+    """The seed of weights and training batches, and another one for validation batches, of `training.seed`.
+
+    Negative ones are taken modulo 2^64: NumPy's seeds are integers of at least 0.
+    """
+    if seed is None:
+        return None, None
+    parts = tuple(part % 2**64 for part in (seed if isinstance(seed, tuple) else (seed,)))
+    return parts if isinstance(seed, tuple) else parts[0], (*parts, 1)
 
 
 def _differences(old: Any, new: Any, path: str, free: frozenset[str] = _FREE) -> Iterator[str]:

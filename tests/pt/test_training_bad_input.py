@@ -84,6 +84,8 @@ def test_the_input_itself(workshop: Any) -> None:
         "nothing to train",
     )
     refuse(workshop, workshop.input(path), "--stop-at", stop_at=-1)
+    epochs = workshop.input(path, training__numb_epoch=1e30, training__numb_steps=None)
+    refuse(workshop, epochs, r"training.numb_epoch: 1e\+30 passes")
     stat = workshop.input(path, training__stat_file="nowhere", training__stat_file_mode="read")
     refuse(workshop, stat, "nowhere", DPError)
 
@@ -93,6 +95,12 @@ def test_places_to_write(workshop: Any) -> None:
     (workshop.folder / "file").touch()
     for key in ("save_ckpt", "disp_file"):
         refuse(workshop, workshop.input(path, **{f"training__{key}": "file/x"}), rf"training\.{key}: file is no folder")
+    for key in ("save_ckpt", "disp_file"):
+        refuse(
+            workshop, workshop.input(path, **{f"training__{key}": ""}), f"training.{key}: expected the name of a file"
+        )
+    refuse(workshop, workshop.input(path, training__disp_file="data"), "disp_file: data is a folder")
+    refuse(workshop, workshop.input(path), "--restart: expected the name", restart="")
     refuse(workshop, workshop.input(path, training__save_dir="file"), r"training\.save_dir: file is no folder")
     with pytest.raises(OSError, match=r"out\.json"):
         train(workshop.input(path), output="file/out.json")
