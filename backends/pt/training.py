@@ -139,23 +139,21 @@ class TorchStepper:
         gradients = {name: p.grad for name, p in self._trained.items() if p.grad is not None and p.grad.numel()}
         if not gradients:
             return
-        largest = torch.stack([g.abs().max() for g in gradients.values()]).max().double()
-        norm = largest
-        if self.max_norm is not None:
-            scale = torch.where(largest > 0, largest, 1.0)
-            norm = scale * torch.stack([((g.double() / scale) ** 2).sum() for g in gradients.values()]).sum().sqrt()
+        flat = torch.cat([g.reshape(-1) for g in gradients.values()]).double()
+        largest = flat.abs().max()
+        relative = torch.linalg.vector_norm(flat / torch.where(largest > 0, largest, 1.0))
         # One transfer from the device for both numbers.
-        top, length = torch.stack([largest, norm]).tolist()
+        top, length = torch.stack([largest, relative]).tolist()
         if not math.isfinite(top):
             bad = [name for name, g in gradients.items() if not bool(torch.isfinite(g).all())]
             more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
             raise NonFiniteError(
                 f"the gradient is not finite (loss {float(loss.detach()):g}) in {', '.join(bad[:3])}{more}"
             )
-        if self.max_norm is None or length + 1e-6 <= self.max_norm:
+        if self.max_norm is None or top * length + 1e-6 <= self.max_norm:
             return
         # In two steps: the factor itself may be too small for the type of the gradient.
-        rest = self.max_norm / (length / top + 1e-6 / top)
+        rest = self.max_norm / (length + 1e-6 / top)
         for g in gradients.values():
             g.div_(top).mul_(rest)
 

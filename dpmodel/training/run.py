@@ -269,6 +269,8 @@ class _Run:
             save=lambda step: self._save(step, loop.average),
             average=self.average,
         )  # fmt: skip
+        if self.checkpoint is not None and start >= self.num_steps:
+            logger.info("All %d steps are done: nothing is left to do", self.num_steps)
         with save_and_leave() as request, progress:
             # A checkpoint that was restored from another place is not one of this run's files yet.
             saved = self.checkpoint is not None and family.path(start).is_file()

@@ -20,6 +20,8 @@ from dpmodel.input import schema
 from dpmodel.input.sections import AdamConfig, InputFile
 from dpmodel.losses import EnerLoss, EnerLossConfig, build_loss
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DATA = Path(__file__).parents[1] / "data"
 CASES = sorted(path.stem for path in (DATA / "training").glob("*.json"))
 
