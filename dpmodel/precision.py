@@ -23,7 +23,6 @@ PRECISIONS: dict[str, str] = {
     "single": "float32",
     "float64": "float64",
     "double": "float64",
-    "bfloat16": "bfloat16",
 }
 
 
@@ -39,6 +38,8 @@ def dtype_name(precision: str) -> str:
     """The dtype that a `precision` means; "default" is the global float. Raises InputError listing the names."""
     if precision == "default":
         return global_dtype()
+    if precision == "bfloat16":
+        raise InputError("precision 'bfloat16' is not available: NumPy, the reference, has no such type; use 'float32'")
     try:
         return PRECISIONS[precision]
     except KeyError:

@@ -45,7 +45,7 @@ class FittingConfig(Config):
     )
     activation_function: str = option("tanh", "Activation of the hidden layers.")
     resnet_dt: bool = option(True, "Use a trained time step in the skip connections.")
-    precision: str = option("default", "Precision of the computation: default, float16, float32, float64, bfloat16.")
+    precision: str = option("default", "Precision of the computation: default, float16, float32 or float64.")
     trainable: Any = option(
         True, "Whether the net is trained: one value, or one per layer (hidden layers, then the last)."
     )
