@@ -11,6 +11,7 @@ import numpy as np
 from dpmodel.errors import ModelFileError
 from dpmodel.files.codecs import read_model_tree, write_model_tree
 from dpmodel.files.container import read_tree, write_tree
+from dpmodel.files.nodes import Node
 from dpmodel.models import Model
 
 __all__ = ["ModelFile", "read_model", "write_model"]
@@ -35,28 +36,30 @@ def from_tree(tree: dict[str, Any], where: str) -> ModelFile:
         raise ModelFileError(f"{where} holds no model: expected the key 'model', found {sorted(tree)}")
     try:
         model = read_model_tree(tree["model"])
+        shortest = _min_distance(tree)
     except ModelFileError as problem:
         raise ModelFileError(f"{where}: {problem}") from problem
-    except (TypeError, KeyError, ValueError, AttributeError, IndexError) as problem:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as problem:
         raise ModelFileError(
             f"{where}: the dictionary of the model is damaged ({type(problem).__name__}: {problem})"
         ) from problem
-    kept = {
-        k: v
-        for k, v in tree.items()
-        if k not in ("model", "model_def_script", "@variables", "min_nbor_dist", "constants")
-    }
-    return ModelFile(
-        model=model, definition=tree.get("model_def_script") or {}, min_nbor_dist=_min_distance(tree), provenance=kept
-    )
+    definition = tree.get("model_def_script") or {}
+    if not isinstance(definition, dict):
+        raise ModelFileError(f"{where}: 'model_def_script' should be a dictionary, got {type(definition).__name__}")
+    own = ("model", "model_def_script", "@variables", "min_nbor_dist", "constants")
+    kept = {key: value for key, value in tree.items() if key not in own}
+    return ModelFile(model=model, definition=definition, min_nbor_dist=shortest, provenance=kept)
 
 
 def _min_distance(tree: dict[str, Any]) -> float | None:
     """Three writers put it in three places (spec of the files, 7.1)."""
-    for place in (tree.get("@variables") or {}, tree, tree.get("constants") or {}):
-        value = place.get("min_nbor_dist")
+    for place in (tree.get("@variables"), tree, tree.get("constants")):
+        value = Node(place, "the file").get("min_nbor_dist", None) if place is not None else None
         if value is not None:
-            return float(np.asarray(value))
+            number = np.asarray(value)
+            if number.size != 1 or number.dtype.kind not in "fiu":
+                raise ModelFileError(f"'min_nbor_dist' should be one number, got {value!r}")
+            return float(number.reshape(()))
     return None
 
 
@@ -75,7 +78,7 @@ def to_tree(file: ModelFile) -> dict[str, Any]:
 
 
 def read_model(path: str | Path) -> ModelFile:
-    """Read a model file. Raises ModelFileError, or FileNotFoundError with the path."""
+    """Read a model file. Raises ModelFileError naming the file and the place in it."""
     return from_tree(read_tree(path), str(path))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from dpmodel.files.nodes import Node, Upgrade
 from dpmodel.nn import MLP, Linear
+from dpmodel.nn.activation import activation
 
 __all__ = ["read_collection", "read_layer", "write_collection", "write_layer"]
 
@@ -34,23 +35,27 @@ NETWORKS: dict[str, tuple[int, Mapping[int, Upgrade]]] = {
 COLLECTION_TYPES = {"embedding_network": "EmbeddingNetwork", "fitting_network": "FittingNetwork"}
 
 
-def read_layer(node: Node) -> Linear:
-    """One layer. `b` and `idt` may come with extra unit axes."""
+def read_layer(node: Node, dtype: str) -> Linear:
+    """One layer, its arrays in that dtype. `b` and `idt` may come with extra unit axes."""
     node = node.upgraded(LAYER_VERSION, LAYER_UPGRADES)
-    w = node.array("w")
-    if w.ndim != 2:
-        raise node.fail(f"the array 'w' has {w.ndim} axes, expected 2 (in, out)")
+    w = node.array("w", dtype=dtype)
+    if w.ndim != 2 or 0 in w.shape:
+        raise node.fail(f"the array 'w' has shape {w.shape}, expected 2 axes (in, out)")
     vectors = {}
-    for name in ("b", "idt"):
-        vector = node.array(name, optional=True)
+    for name, flag in (("b", "bias"), ("idt", "use_timestep")):
+        vector = node.array(name, optional=not node.flag(flag), dtype=dtype)
         if vector is not None:
             vector = vector.reshape(-1)
             if vector.shape != (w.shape[1],):
                 raise node.fail(f"the array {name!r} has {vector.size} numbers, expected {w.shape[1]}")
         vectors[name] = vector
-    name = str(node.get("activation_function", "none") or "none")
+    name = node.get("activation_function")
+    try:
+        activation(name if isinstance(name, str) else f"{name!r}, which is no text")
+    except ValueError as problem:
+        raise node.fail(str(problem)) from problem
     return Linear(
-        w=w, **vectors, activation=name, resnet=bool(node.get("resnet")), trainable=bool(node.get("trainable"))
+        w=w, **vectors, activation=name, resnet=node.flag("resnet"), trainable=node.flag("trainable", True)
     )
 
 
@@ -69,29 +74,38 @@ def write_layer(layer: Linear) -> dict[str, Any]:
     }
 
 
-def _read_network(node: Node, cls: str) -> MLP:
+def _read_network(node: Node, cls: str, dtype: str) -> MLP:
     if node.get("@class", cls) != cls:
         raise node.fail(f"expected a {cls}, found {node.get('@class')!r}")
     version, upgrades = NETWORKS[cls]
-    layers = tuple(read_layer(layer) for layer in node.upgraded(version, upgrades).nodes("layers"))
+    layers = tuple(read_layer(layer, dtype) for layer in node.upgraded(version, upgrades).nodes("layers"))
     for k, (left, right) in enumerate(itertools.pairwise(layers)):
         if left.w.shape[1] != right.w.shape[0]:
             raise node.fail(f"layer {k} is {left.w.shape[1]} wide, but layer {k + 1} takes {right.w.shape[0]}")
     return MLP(layers=layers)
 
 
-def read_collection(node: Node, kind: str, ndim: int, ntypes: int) -> tuple[MLP, ...]:
-    """Networks by flat index (first key component fastest). Raises ModelFileError for another kind or count."""
+def read_collection(
+    node: Node, kind: str, ndim: int, ntypes: int, *, widths: Sequence[int], dtype: str
+) -> tuple[MLP, ...]:
+    """Networks by flat index (first key component fastest), their arrays in that dtype.
+
+    widths: of the input and of every layer, as the section implies them.
+    Raises ModelFileError for another kind, count or width.
+    """
     node = node.upgraded(1)
     found = node.get("network_type")
     if found != kind:
         raise node.fail(f"expected networks of type {kind!r}, found {found!r}")
-    count = ntypes**ndim
-    if int(node.get("ndim")) != ndim or len(node.get("networks")) != count:
-        raise node.fail(
-            f"expected {count} networks ({ndim} keys), found {len(node.get('networks'))} ({node.get('ndim')} keys)"
-        )
-    return tuple(_read_network(item, COLLECTION_TYPES[kind]) for item in node.nodes("networks"))
+    count, items = ntypes**ndim, node.nodes("networks")
+    if node.integer("ndim") != ndim or len(items) != count:
+        raise node.fail(f"expected {count} networks ({ndim} keys), found {len(items)} ({node.integer('ndim')} keys)")
+    networks = tuple(_read_network(item, COLLECTION_TYPES[kind], dtype) for item in items)
+    for item, network in zip(items, networks, strict=True):
+        own = [*(layer.w.shape[0] for layer in network.layers[:1]), *(layer.w.shape[1] for layer in network.layers)]
+        if own != list(widths):
+            raise item.fail(f"the widths (input, layers) are {own}, but the section implies {list(widths)}")
+    return networks
 
 
 def write_collection(

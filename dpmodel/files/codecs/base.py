@@ -7,16 +7,19 @@ that have the same name and meaning as an option of the `Config` are copied; onl
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 
-from dpmodel.config import Config, freeze
+from dpmodel.config import Config, freeze, thaw
 from dpmodel.descriptors import CONFIGS, Descriptor
 from dpmodel.errors import ModelFileError
 from dpmodel.files.nodes import Node, Upgrade
+from dpmodel.input.values import coerce, hints, option_of, problem, show
 from dpmodel.op import Op
+from dpmodel.precision import dtype_name
 
 __all__ = ["Codec", "add_type_map", "build_config", "options", "read_node", "refuse", "write_op"]
 
@@ -40,6 +43,9 @@ class Codec:
 OUT_OF_SCOPE = {
     "dpa4": "dpa3",
     "sezm": "dpa3",
+    "sezm_ener": "ener",
+    "sezm_spin": "the virtual-atom spin model (`spin` in the model section)",
+    "sezm_native_spin": "the virtual-atom spin model (`spin` in the model section)",
     "native_spin": "the virtual-atom spin model (`spin` in the model section)",
     "frozen": "the model file itself",
     "pairwise_dprc": "a standard model",
@@ -53,7 +59,7 @@ OUT_OF_SCOPE = {
 
 def read_node(node: Node, table: tuple[Codec, ...], what: str) -> Any:
     """Read a dictionary by its "type". Raises ModelFileError for kinds that are unknown or out of scope."""
-    name = str(node.get("type", "standard" if what == "model" else "")).lower()
+    name = str(node.get("type", "standard") if what == "model" else node.get("type")).lower()
     for codec in table:
         if name in codec.names:
             return codec.read(node.upgraded(codec.version, codec.upgrades))
@@ -75,17 +81,39 @@ def write_op(op: Op, table: tuple[Codec, ...]) -> dict[str, Any]:
     raise ModelFileError(f"{type(op).__name__} has no file format; known are {[c.op.__name__ for c in table]}")
 
 
-def options(node: Node, config: type[Config], *, skip: tuple[str, ...] = ("seed",)) -> dict[str, Any]:
-    """The keys that a config and its dictionary share by name."""
-    return {name: freeze(node.get(name)) for name in config.options() if name in node.data and name not in skip}
+def options(node: Node, config: type[Config], *, skip: Collection[str] = ()) -> dict[str, Any]:
+    """The keys that a config and its dictionary share by name, of the types that the config declares.
+
+    Every option must be there: the defaults of input files are not those of model files, so a default would give
+    other numbers. What older versions lack is for upgrades to add. Seeds, and options without effect, are not stored.
+    """
+    found = {}
+    for name, annotation in hints(config).items():
+        info = option_of(config, name)
+        if name in skip or name == "seed" or info.effect == "ignored":
+            continue
+        value = thaw(node.get(name))
+        wrong = problem(annotation, info, config.options()[name].default, value)
+        if wrong is not None:
+            raise node.fail(f"{name!r} should be {wrong}, got {show(value)}")
+        found[name] = freeze(coerce(annotation, value))
+    return found
 
 
 def build_config(node: Node, config: type[Config], **extra: Any) -> Any:
     """The section that a dictionary amounts to; `extra` wins. Raises ModelFileError for options that do not form one."""
+    found = {**options(node, config, skip=extra), **extra}
     try:
-        return config(**{**options(node, config), **extra})
-    except (TypeError, ValueError) as problem:
-        raise node.fail(f"the options do not form a {config.key!r} section: {problem}") from problem
+        section = config(**found)
+        section.check()
+        if "precision" in found:
+            np.dtype(dtype_name(found["precision"]))
+    except (TypeError, ValueError) as wrong:
+        raise node.fail(f"the options do not form a {config.key!r} section: {wrong}") from wrong
+    infinite = [name for name, value in found.items() if isinstance(value, float) and not math.isfinite(value)]
+    if infinite:
+        raise node.fail(f"{infinite} should be finite numbers")
+    return section
 
 
 def refuse(node: Node, key: str, why: str) -> None:
@@ -118,6 +146,20 @@ def _read_derived(node: Node, key: str) -> Any:
     config = next((kind for kind in CONFIGS if kind.key == key), None)
     if config is None:
         raise node.fail(f"a descriptor of type {key!r} is not known here; known are {[kind.key for kind in CONFIGS]}")
-    section: Any = config.from_dict(node.get("config"))
-    fresh = section.build(int(node.get("ntypes")), tuple(node.get("type_map")))
-    return fresh.with_state({path: node.array(path) for path in node.get("@variables")})
+    ntypes, type_map = node.integer("ntypes"), tuple(node.items("type_map"))
+    if len(type_map) != ntypes:
+        raise node.fail(f"'ntypes' is {ntypes}, but 'type_map' is {list(type_map)}")
+    try:
+        options(node.node("config"), config)
+        section: Any = config.from_dict(node.node("config").data)
+        section.check()
+        fresh = section.build(ntypes, type_map)
+        own = fresh.state()
+        state = {
+            path: node.array(path, dtype=getattr(own.get(path), "dtype", None)) for path in node.node("@variables").data
+        }
+        return fresh.with_state(state)
+    except ModelFileError:
+        raise
+    except (TypeError, ValueError) as wrong:
+        raise node.fail(str(wrong)) from wrong

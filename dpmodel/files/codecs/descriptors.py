@@ -27,6 +27,11 @@ def _constant_statistics(node: Node, name: str, shape: tuple[int, int, int]) -> 
     return array[:, 0].copy()
 
 
+def _se_a_1_to_2(data: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 carries the type map; the protected distance came while version 1 was current, so it may be missing."""
+    return add_type_map({"env_protection": 0.0, **data})
+
+
 def _compressed(data: dict[str, Any]) -> dict[str, Any]:
     """Version 3 differs from 2 by the tables of a compressed model alone."""
     return dict(data)
@@ -35,20 +40,29 @@ def _compressed(data: dict[str, Any]) -> dict[str, Any]:
 def _read_se_a(node: Node) -> SeA:
     refuse(node, "compress", "reading compressed tables is out of scope; use the model before compression")
     refuse(node, "spin", "spin inside the descriptor belongs to version 1 of the format; use a spin model")
-    sel = tuple(int(n) for n in node.get("sel"))
+    sel = _selection(node)
     config = build_config(node, SeAConfig, sel=sel)
-    ntypes, nnei = len(sel), sum(sel)
-    if nnei < 1:
-        raise node.fail(f"sel = {list(sel)} leaves no room for neighbours")
-    ndim = 1 if config.type_one_side else 2
-    networks = read_collection(node.node("embeddings"), "embedding_network", ndim, ntypes)
-    width = {net.layers[-1].w.shape[1] for net in networks}
-    if width != {config.neuron[-1]}:
+    if config.rcut_smth >= config.rcut or not 0 < config.axis_neuron <= (config.neuron or (0,))[-1]:
         raise node.fail(
-            f"the embedding nets are {sorted(width)} wide, expected {config.neuron[-1]} (the end of 'neuron')"
+            f"rcut_smth = {config.rcut_smth} should be below rcut = {config.rcut}, and axis_neuron = "
+            f"{config.axis_neuron} at most the last of neuron = {list(config.neuron)}"
         )
-    stats = {name: _constant_statistics(node, name, (ntypes, nnei, 4)) for name in ("davg", "dstd")}
+    ntypes, nnei = len(sel), sum(sel)
+    ndim, dtype = 1 if config.type_one_side else 2, dtype_name(config.precision)
+    networks = read_collection(
+        node.node("embeddings"), "embedding_network", ndim, ntypes, widths=(1, *config.neuron), dtype=dtype
+    )
+    stats = {name: _constant_statistics(node, name, (ntypes, nnei, 4)).astype(dtype) for name in ("davg", "dstd")}
+    if not np.all(stats["dstd"]):
+        raise node.fail("the array 'dstd' holds zeros; deviations divide, so they cannot be 0")
     return SeA(config=config, ntypes=ntypes, networks=networks, **stats)
+
+
+def _selection(node: Node) -> tuple[int, ...]:
+    sel = node.items("sel")
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in sel) or sum(sel) < 1:
+        raise node.fail(f"'sel' should be one number of neighbours per type, at least one in all; got {sel}")
+    return tuple(sel)
 
 
 def _env_mat(config: Any) -> dict[str, Any]:
@@ -88,7 +102,7 @@ DESCRIPTORS: tuple[Codec, ...] = (
         op=SeA,
         names=("se_e2_a", "se_a"),
         version=3,
-        upgrades={1: add_type_map, 2: _compressed},
+        upgrades={1: _se_a_1_to_2, 2: _compressed},
         read=_read_se_a,
         write=_write_se_a,
     ),

@@ -12,6 +12,7 @@ from dpmodel.files.networks import read_collection, write_collection
 from dpmodel.files.nodes import Node, Upgrade
 from dpmodel.fittings import EnerFittingConfig, EnergyFitting
 from dpmodel.fittings.base import Fitting
+from dpmodel.precision import global_dtype
 
 __all__ = ["FITTINGS"]
 
@@ -34,37 +35,53 @@ def _read_fitting_state(node: Node, config: type[Config], dim_out: int) -> dict[
     refuse(node, "tot_ener_zero", "a total energy shifted to zero is not supported")
     refuse(node, "spin", "spin inside the fitting net belongs to version 1 of the format; use a spin model")
     refuse(node, "layer_name", "sharing layers by name is not supported")
-    atom_ener = node.get("atom_ener", None)
     extra: dict[str, Any] = {"layer_name": None, "trainable": _flags(node)}
     if "atom_ener" in config.options():
-        extra["atom_ener"] = (
-            () if atom_ener is None else tuple(None if v is None else float(np.ravel(v)[0]) for v in atom_ener)
-        )
+        extra["atom_ener"] = _atom_ener(node)
     cfg = build_config(node, config, **extra)
-    ntypes, mixed = int(node.get("ntypes")), bool(node.get("mixed_types"))
-    networks = read_collection(node.node("nets"), "fitting_network", 0 if mixed else 1, ntypes)
+    if isinstance(cfg.trainable, tuple) and len(cfg.trainable) != len(cfg.neuron) + 1:
+        raise node.fail(f"'trainable' should have one flag per layer ({len(cfg.neuron) + 1}), got {len(cfg.trainable)}")
+    ntypes, mixed = node.integer("ntypes"), node.flag("mixed_types")
     nf, na, nc = cfg.numb_fparam, cfg.numb_aparam, cfg.dim_case_embd
+    n_in = node.integer("dim_descrpt") + nf + (0 if cfg.use_aparam_as_mask else na) + nc
+    networks = read_collection(
+        node.node("nets"), "fitting_network", 0 if mixed else 1, ntypes, widths=(n_in, *cfg.neuron, dim_out),
+        dtype=cfg.dtype,
+    )  # fmt: skip
     widths = {"fparam_avg": nf, "fparam_inv_std": nf, "aparam_avg": na, "aparam_inv_std": na, "case_embd": nc}
-    stats = {k: node.array(k, (width,)) if width else None for k, width in widths.items()}
+    stats = {k: node.array(k, (width,), dtype=cfg.dtype) if width else None for k, width in widths.items()}
     if cfg.default_fparam is not None and len(cfg.default_fparam) != nf:
         raise node.fail(f"default_fparam has {len(cfg.default_fparam)} numbers, but numb_fparam is {nf}")
     default = None if cfg.default_fparam is None else np.asarray(cfg.default_fparam, cfg.dtype)
-    n_in = int(node.get("dim_descrpt")) + nf + (0 if cfg.use_aparam_as_mask else na) + nc
-    for net in networks:
-        if (net.layers[0].w.shape[0], net.layers[-1].w.shape[1]) != (n_in, dim_out):
-            raise node.fail(
-                f"the nets map {net.layers[0].w.shape[0]} to {net.layers[-1].w.shape[1]} numbers, expected {n_in} to {dim_out}"
-            )
-    bias = node.array("bias_atom_e", (ntypes, dim_out))
+    if default is not None and not np.all(np.isfinite(default)):
+        raise node.fail("default_fparam holds NaN or infinite numbers")
+    bias = node.array("bias_atom_e", (ntypes, dim_out), dtype=global_dtype())
     return {
         "config": cfg, "ntypes": ntypes, "mixed_types": mixed, "networks": networks, "bias_atom_e": bias,
         "default_fparam": default, **stats,
     }  # fmt: skip
 
 
+def _atom_ener(node: Node) -> tuple[float | None, ...]:
+    """By type a number or None; other writers put numbers into lists of one."""
+    if node.get("atom_ener") is None:
+        return ()
+    found = []
+    for value in node.items("atom_ener"):
+        number = np.ravel(value) if value is not None else None
+        if number is not None and (number.dtype.kind not in "fiu" or number.size != 1 or not np.isfinite(number[0])):
+            raise node.fail(f"'atom_ener' should hold one number or null per type, got {value!r}")
+        found.append(None if number is None else float(number[0]))
+    return tuple(found)
+
+
 def _flags(node: Node) -> Any:
+    """One flag, or one per layer; null is true."""
     flags = node.get("trainable", True)
-    return tuple(bool(flag) for flag in flags) if isinstance(flags, list | tuple) else flags
+    each = flags if isinstance(flags, list | tuple) else [flags]
+    if not all(isinstance(flag, bool) or flag is None for flag in each):
+        raise node.fail(f"'trainable' should be true or false, or a list of these, got {flags!r}")
+    return tuple(flag is not False for flag in flags) if isinstance(flags, list | tuple) else flags is not False
 
 
 def _write_fitting(op: Fitting, kind: str, dim_out: int) -> dict[str, Any]:

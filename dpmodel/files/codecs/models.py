@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -11,31 +13,59 @@ from dpmodel.files.codecs.base import Codec, read_node, write_op
 from dpmodel.files.codecs.descriptors import DESCRIPTORS
 from dpmodel.files.codecs.fittings import FITTINGS
 from dpmodel.files.nodes import Node
+from dpmodel.fittings.base import Output
 from dpmodel.models import Model, StandardModel
 from dpmodel.precision import global_dtype
 
 __all__ = ["MODELS", "read_model_tree", "write_model_tree"]
 
 
-def read_base(node: Node, size: int) -> dict[str, Any]:
+def read_base(node: Node, output: Output) -> dict[str, Any]:
     """What every model shares: type map, exclusions, biases."""
-    type_map = tuple(str(name) for name in node.get("type_map"))
-    shape = (1, len(type_map), size)
-    preset = node.get("preset_out_bias", None)
+    type_map = tuple(node.items("type_map"))
+    if not all(isinstance(name, str) for name in type_map) or len(set(type_map)) != len(type_map) or not type_map:
+        raise node.fail(f"'type_map' should be a list of different symbols, got {list(type_map)}")
+    shape = (1, len(type_map), math.prod(output.shape))
+    pairs = [pair if isinstance(pair, list | tuple) else (pair,) for pair in node.items("pair_exclude_types")]
+    types = node.items("atom_exclude_types")
+    if any(len(pair) != 2 for pair in pairs) or not all(
+        isinstance(t, int) and not isinstance(t, bool) and 0 <= t < len(type_map)
+        for t in (*types, *itertools.chain(*pairs))
+    ):
+        raise node.fail(f"excluded types {types} or pairs {pairs} are not types from 0 to {len(type_map) - 1}")
     return {
         "type_map": type_map,
-        "atom_exclude_types": tuple(int(t) for t in node.get("atom_exclude_types", ())),
-        "pair_exclude_types": tuple((int(a), int(b)) for a, b in node.get("pair_exclude_types", ())),
-        "preset_out_bias": None if preset is None else FrozenDict({k: freeze(_numbers(v)) for k, v in preset.items()}),
-        "out_bias": node.array("out_bias", shape)[0].astype(global_dtype()),
-        "out_std": node.array("out_std", shape)[0].astype(global_dtype()),
+        "atom_exclude_types": tuple(types),
+        "pair_exclude_types": tuple((a, b) for a, b in pairs),
+        "preset_out_bias": _preset(node, len(type_map), output),
+        "out_bias": node.array("out_bias", shape, dtype=global_dtype())[0],
+        "out_std": node.array("out_std", shape, dtype=global_dtype())[0],
     }
 
 
-def _numbers(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_numbers(item) for item in value]
-    return value if value is None else np.asarray(value, dtype=float).tolist()
+def _preset(node: Node, ntypes: int, output: Output) -> FrozenDict | None:
+    """By output, one entry per type: None or numbers."""
+    if node.get("preset_out_bias", None) is None:
+        return None
+    found = {}
+    for name in (preset := node.node("preset_out_bias")).data:
+        values = [None if value is None else _numbers(preset, value) for value in preset.items(name)]
+        if len(values) != ntypes or name != output.name:
+            raise preset.fail(
+                f"expected {ntypes} values (null or numbers) of {output.name!r}, got {len(values)} of {name!r}"
+            )
+        found[name] = freeze(values)
+    return FrozenDict(found)
+
+
+def _numbers(node: Node, value: Any) -> Any:
+    try:
+        array = np.asarray(value)
+    except ValueError as problem:
+        raise node.fail(f"{value!r} should be numbers ({problem})") from problem
+    if array.dtype.kind not in "fiu" or not np.all(np.isfinite(array)):
+        raise node.fail(f"{value!r} should be numbers")
+    return array.astype(float).tolist()
 
 
 def write_base(op: StandardModel) -> dict[str, Any]:
@@ -53,11 +83,14 @@ def write_base(op: StandardModel) -> dict[str, Any]:
 def _read_standard(node: Node) -> StandardModel:
     descriptor = read_node(node.node("descriptor"), DESCRIPTORS, "descriptor")
     fitting = read_node(node.node("fitting"), FITTINGS, "fitting net")
-    size = int(np.prod(fitting.output().shape))
-    base = read_base(node, size)
+    base = read_base(node, fitting.output())
     counts = {"type_map": len(base["type_map"]), "descriptor": descriptor.ntypes, "fitting": fitting.ntypes}
     if len(set(counts.values())) != 1:
         raise node.fail(f"numbers of types differ: {counts}")
+    for part in (node.node("descriptor"), node.node("fitting")):
+        own = part.get("type_map", None)
+        if own is not None and list(own) != list(base["type_map"]):
+            raise part.fail(f"'type_map' is {own}, but that of the model is {list(base['type_map'])}")
     if int(node.node("fitting").get("dim_descrpt")) != descriptor.dim_out:
         raise node.fail(
             f"the fitting net takes {node.node('fitting').get('dim_descrpt')} features, the descriptor makes {descriptor.dim_out}"
@@ -74,8 +107,8 @@ def _write_standard(op: StandardModel) -> dict[str, Any]:
 
 
 def _model_1_to_2(data: dict[str, Any]) -> dict[str, Any]:
-    """Version 2 moved nothing that this reader looks at; PyTorch files of version 1 hold the same keys."""
-    return dict(data)
+    """Version 2 moved nothing that this reader looks at; files of version 1 may lack exclusions, which then are none."""
+    return {"atom_exclude_types": [], "pair_exclude_types": [], **data}
 
 
 MODELS: tuple[Codec, ...] = (
