@@ -138,10 +138,10 @@ NUMPY = NumpyBackend()
 
 def canonical_name(name: str) -> str:
     """The canonical name of any alias. Raises BackendError listing what is installed."""
-    try:
-        return ALIASES[name.strip().lower()]
-    except KeyError:
-        raise BackendError(f"unknown backend {name!r}. {_inventory()}") from None
+    key = str(name).strip().lower()
+    if key not in ALIASES:
+        raise BackendError(f"unknown backend {name!r}; known are {', '.join(REQUIRES)}. {_inventory()}")
+    return ALIASES[key]
 
 
 def installed() -> tuple[str, ...]:
@@ -154,12 +154,16 @@ def get_backend(name: str | None = None) -> Backend:
 
     Raises BackendError for an unknown name or a missing package, saying what is installed and how to install the rest.
     """
-    asked = name if name is not None else os.environ.get("DP_BACKEND") or None
     here = installed()
-    key = canonical_name(asked) if asked is not None else next(k for k in PREFERENCE if k in here)
+    asked = name if name is not None else os.environ.get("DP_BACKEND") or None
+    source = "the environment variable DP_BACKEND: " if name is None and asked is not None else ""
+    try:
+        key = canonical_name(asked) if asked is not None else next(k for k in PREFERENCE if k in here)
+    except BackendError as problem:
+        raise BackendError(f"{source}{problem}") from None
     if key not in here:
         raise BackendError(
-            f"backend {key!r} needs the package {REQUIRES[key]!r}, which is not installed. {_inventory()}"
+            f"{source}backend {key!r} needs the package {REQUIRES[key]!r}, which is not installed. {_inventory()}"
         )
     if key == "numpy":
         return NUMPY
@@ -171,8 +175,7 @@ def get_trainer(name: str | None = None) -> Trainer:
 
     Raises BackendError where it cannot train, or as `get_backend` does.
     """
-    asked = name if name is not None else os.environ.get("DP_BACKEND") or "pt"
-    backend: Any = get_backend(asked)
+    backend: Any = get_backend(name if name is not None or os.environ.get("DP_BACKEND") else "pt")
     if not isinstance(backend, _CanTrain):
         raise BackendError(f"the {backend.name} backend cannot train in this version; use --backend pt")
     return cast(Trainer, backend)
@@ -189,9 +192,12 @@ def _load(key: str) -> Any:
     module, _, attribute = value.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except ModuleNotFoundError as problem:
-        if problem.name is None or not problem.name.startswith("dpmodel"):
-            raise
+    except ImportError as problem:
+        if not (isinstance(problem, ModuleNotFoundError) and str(problem.name).startswith("dpmodel")):
+            raise BackendError(
+                f"backend {key!r}: {REQUIRES[key]} is installed, but importing {module} fails ({problem}). "
+                f"Install it anew: {INSTALL[key]}"
+            ) from problem
         raise BackendError(
             f"backend {key!r}: {module} cannot be imported ({problem}). Is Python running inside a checkout of the "
             "sources, whose dpmodel/ folder hides the installed package? Run from another folder, or install the "

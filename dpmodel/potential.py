@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from dpmodel.backend import Backend, Evaluator, get_backend
-from dpmodel.errors import InputError
+from dpmodel.errors import BackendError, InputError
 from dpmodel.evaluation import assemble_frames, atoms_per_call, evaluate_graph
 from dpmodel.files.model_file import ModelFile, read_model, write_model
 from dpmodel.geometry.build import GraphBuilder
+from dpmodel.geometry.cells import check_pbc, make_lattice
 from dpmodel.models import Model
 
 __all__ = ["Potential", "load", "save"]
@@ -150,14 +151,13 @@ class Potential:
             InputError: shapes, types, coordinates or cells that cannot be evaluated.
             BackendError: forces=True on a backend without derivatives.
         """
-        frames = _Frames.read(coord, atype, box, self.type_map)
         if hessian:
-            raise InputError("hessian=True: this model has no Hessian output")
+            raise InputError("hessian=True: this model has no Hessian output; leave it out")
         for name, value in (("spin", spin), ("charge_spin", charge_spin)):
             if value is not None:
                 raise InputError(f"{name} was given, but this model does not take it; leave it out")
-        if forces is None:
-            forces = self.backend.has_gradients and self._model.output().differentiable
+        forces = self._with_forces(forces)
+        frames = _Frames.read(coord, atype, box, self.type_map, check_pbc(pbc))
         parameters = {
             "fparam": frames.frame_values(fparam, self.dim_fparam, "fparam"),
             "aparam": frames.atom_values(aparam, self.dim_aparam, "aparam"),
@@ -178,6 +178,18 @@ class Potential:
             parts.append(assemble_frames(flat, frames.coord[part].shape[:2], self._model.output(), atomic=atomic))
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
+    def _with_forces(self, forces: bool | None) -> bool:
+        """What `forces` means here. Raises where derivatives were asked for and cannot be had."""
+        output = self._model.output()
+        if forces and not self.backend.has_gradients:
+            raise BackendError(
+                f"forces=True: the {self.backend.name} backend has no derivatives: use backend='pt' or 'jax', or "
+                "forces=False"
+            )
+        if forces and not output.differentiable:
+            raise InputError(f"forces=True: forces do not derive from {output.name!r}; leave it out")
+        return self.backend.has_gradients and output.differentiable if forces is None else bool(forces)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Frames:
@@ -188,12 +200,15 @@ class _Frames:
     cell: np.ndarray | None
 
     @classmethod
-    def read(cls, coord: Any, atype: Any, box: Any, type_map: tuple[str, ...]) -> _Frames:
+    def read(cls, coord: Any, atype: Any, box: Any, type_map: tuple[str, ...], pbc: tuple[bool, bool, bool]) -> _Frames:
         coord = _floats(coord, "coord")
+        shape = coord.shape
         coord = coord[None] if coord.ndim == 2 else coord
-        if coord.ndim != 3 or coord.shape[2] != 3 or coord.shape[0] < 1:
-            raise InputError(f"coord: expected shape (frames, atoms, 3) or (atoms, 3), got {np.shape(coord)}")
+        if coord.ndim != 3 or coord.shape[2] != 3:
+            raise InputError(f"coord: expected shape (frames, atoms, 3) or (atoms, 3), got {shape}")
         nf, na = coord.shape[:2]
+        if nf < 1:
+            raise InputError(f"coord: expected at least one frame, got shape {shape}")
         types = _types(atype, type_map)
         if types.shape not in ((na,), (nf, na)):
             raise InputError(f"atype: expected shape ({na},) or ({nf}, {na}) to go with coord, got {types.shape}")
@@ -203,7 +218,13 @@ class _Frames:
             raise InputError(
                 f"atype: {bad} is out of range; this model knows 0 to {len(type_map) - 1} {list(type_map)}, and -1 pads"
             )
-        return cls(coord, types, None if box is None else _cells(box, nf))
+        wrong = ~np.isfinite(coord).all(axis=2) & (types >= 0)
+        if wrong.any():
+            frame, atom = np.argwhere(wrong)[0]
+            raise InputError(
+                f"coord: atom {atom} of frame {frame} has NaN or infinite coordinates {coord[frame, atom].tolist()}"
+            )
+        return cls(coord, types, None if box is None else _cells(box, nf, pbc))
 
     def chunks(self, size: int) -> Iterator[slice]:
         """Slices of frames with at most `size` atoms each (at least one frame)."""
@@ -228,34 +249,46 @@ class _Frames:
         if not width:
             raise InputError(f"{name} was given, but this model does not take it; leave it out")
         array = _floats(value, name)
-        if array.shape != shape and array.shape not in short and array.size != int(np.prod(shape)):
-            raise InputError(f"{name}: expected shape {shape}, got {array.shape}")
+        if array.shape != shape and array.shape not in short:
+            allowed = " or ".join(str(each) for each in dict.fromkeys((shape, *short)))
+            raise InputError(f"{name}: expected shape {allowed}, got {array.shape}")
         if not np.all(np.isfinite(array)):
             raise InputError(f"{name} holds NaN or infinite numbers")
-        return array.reshape(shape) if array.size == int(np.prod(shape)) else np.broadcast_to(array, shape)
+        return np.broadcast_to(array, shape)
 
 
-def _floats(value: Any, name: str) -> np.ndarray:
+def _array(value: Any, name: str) -> np.ndarray:
     try:
-        return np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as problem:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as problem:  # RuntimeError: a tensor that requires grad
         raise InputError(
             f"{name}: expected numbers of a regular shape, got {type(value).__name__} ({problem})"
         ) from problem
 
 
-def _cells(box: Any, nf: int) -> np.ndarray:
+def _floats(value: Any, name: str) -> np.ndarray:
+    array = _array(value, name)
+    if array.dtype.kind not in "fiu" and array.size:
+        raise InputError(f"{name}: expected real numbers, got {type(value).__name__} of dtype {array.dtype}")
+    return array.astype(np.float64, copy=False)
+
+
+def _cells(box: Any, nf: int, pbc: tuple[bool, bool, bool]) -> np.ndarray:
+    """(nf, 3, 3). Raises InputError for other shapes and for cells without volume."""
     cells = _floats(box, "box")
-    if cells.size in (9, 9 * nf) and cells.shape in ((9,), (3, 3), (1, 9), (1, 3, 3), (nf, 9), (nf, 3, 3)):
-        return np.broadcast_to(cells.reshape(-1, 3, 3), (nf, 3, 3))
-    raise InputError(
-        f"box: expected shape ({nf}, 3, 3), ({nf}, 9), (3, 3) or (9,), rows are cell vectors; got {cells.shape}"
-    )
+    if cells.shape not in ((9,), (3, 3), (1, 9), (1, 3, 3), (nf, 9), (nf, 3, 3)):
+        raise InputError(
+            f"box: expected shape ({nf}, 3, 3), ({nf}, 9), (3, 3) or (9,), rows are cell vectors; got {cells.shape}"
+        )
+    cells = cells.reshape(-1, 3, 3)
+    for frame, cell in enumerate(cells):
+        make_lattice(cell, pbc, where=f"box: frame {frame}: ")
+    return np.broadcast_to(cells, (nf, 3, 3))
 
 
 def _types(atype: Any, type_map: tuple[str, ...]) -> np.ndarray:
-    array = np.asarray(atype)
-    if array.dtype.kind in "US":
+    array = _array(atype, "atype")
+    if array.dtype.kind == "U" or (array.dtype.kind == "O" and all(isinstance(name, str) for name in array.flat)):
         index = {name: k for k, name in enumerate(type_map)}
         try:
             return np.array([index[str(name)] for name in array.ravel()], dtype=np.int64).reshape(array.shape)
@@ -265,4 +298,4 @@ def _types(atype: Any, type_map: tuple[str, ...]) -> np.ndarray:
             ) from None
     if array.dtype.kind not in "iu" and array.size:
         raise InputError(f"atype: expected integers or symbols, got dtype {array.dtype}")
-    return array.astype(np.int64)
+    return array.astype(np.int64, copy=False)
