@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 
 from dpmodel.backend import Evaluator
 from dpmodel.errors import InputError
 from dpmodel.fittings.base import Output
-from dpmodel.graph import Graph, Slots, TypeGroups
+from dpmodel.graph import Angles, Edges, Graph, Leaf, Slots, TypeGroups, map_leaves
 from dpmodel.models import Model
 
 __all__ = ["assemble_frames", "atoms_per_call", "evaluate_graph", "select_centres"]
@@ -56,34 +57,48 @@ def select_centres(graph: Graph, start: int, stop: int) -> tuple[Graph, np.ndarr
     """The part of a graph that centres start..stop of a local model need: (graph, rows of its nodes in the whole).
 
     The part's owned atoms are those centres; every other atom that they see is a ghost without an owner, so
-    forces come back for all its nodes. Edges must be sorted by centre, as `GraphBuilder` makes them.
+    forces come back for all its nodes. Raises ValueError where the graph itself has ghosts with owners.
     """
-    edges = slice(*np.searchsorted(graph.centre, (start, stop)))
-    others = np.unique(graph.neighbour[edges])
+    if graph.owner is not None or graph.comm is not None:
+        raise ValueError("a graph whose ghosts have owners cannot be cut into pieces")
+    first, last = (int(row) for row in np.searchsorted(graph.centre, (start, stop)))
+    others = np.unique(graph.neighbour[first:last])
     others = others[(others < start) | (others >= stop)]
     nodes = np.concatenate([np.arange(start, stop), others])
     place = np.zeros(graph.atype.shape[0], dtype=np.int64)
     place[nodes] = np.arange(nodes.size)
-    views = tuple(_select_view(view, start, stop, edges.start) for view in graph.views)
-    part = graph.replace(
-        atype=graph.atype[nodes],
-        frame=graph.frame[start:stop],
-        centre=graph.centre[edges] - start,
-        neighbour=place[graph.neighbour[edges]],
-        edge_vec=graph.edge_vec[edges],
-        edge_mask=graph.edge_mask[edges],
-        views=views,
-        types=None if graph.types is None else _select_types(graph.types, start, stop),
-        aparam=None if graph.aparam is None else graph.aparam[start:stop],
-        spin=None if graph.spin is None else graph.spin[start:stop],
-    )
-    return part, nodes
+    rows = {"atoms": slice(start, stop), "edges": slice(first, last), "nodes": nodes, "frames": slice(None)}
+
+    def select(leaf: Leaf) -> np.ndarray:
+        x: np.ndarray = leaf.array[rows[leaf.axes[0]]]
+        if leaf.points == "atoms":
+            return x - start
+        return place[x] if leaf.points == "nodes" else x
+
+    part: Graph = map_leaves(graph.replace(views=(), types=None), select)
+    views = tuple(_select_view(view, graph.centre, start, stop, first) for view in graph.views)
+    return part.replace(
+        views=views, types=None if graph.types is None else _select_types(graph.types, start, stop)
+    ), nodes
 
 
-def _select_view(view: Slots | tuple[Slots, ...], start: int, stop: int, first: int) -> Slots | tuple[Slots, ...]:
+def _select_view(view: Any, centre: np.ndarray, start: int, stop: int, first: int) -> Any:
+    """The part of a view that centres start..stop see; its edges begin at row `first` of the whole."""
     if isinstance(view, tuple):
         return tuple(_select_slots(slots, start, stop, first) for slots in view)
-    return _select_slots(view, start, stop, first)
+    if isinstance(view, Slots):
+        return _select_slots(view, start, stop, first)
+    low, high = np.searchsorted(centre[view.row], (start, stop))
+    return Edges(
+        row=view.row[low:high] - first,
+        mask=view.mask[low:high],
+        angles=None if view.angles is None else _select_angles(view.angles, low, high),
+    )
+
+
+def _select_angles(angles: Angles, low: int, high: int) -> Angles:
+    own = slice(*np.searchsorted(angles.ij, (low, high)))
+    return Angles(ij=angles.ij[own] - low, ik=angles.ik[own] - low, mask=angles.mask[own])
 
 
 def _select_slots(slots: Slots, start: int, stop: int, first: int) -> Slots:

@@ -43,7 +43,7 @@ class JaxEvaluator:
             padded = graph_to_jax(pad_graph(graph, self._sizes), self.device)
             outputs = self._run(self._model, padded, forces, atomic)
         frames = {"virial", self._model.output().reduced}
-        ghosts = slice(self._sizes.atoms, self._sizes.atoms + m - n)  # behind the padding of the owned atoms
+        ghosts = slice(self._sizes["atoms"], self._sizes["atoms"] + m - n)  # behind the padding of the owned atoms
         results = {}
         for key, padded_value in outputs.items():
             value = np.array(padded_value)

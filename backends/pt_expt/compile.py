@@ -10,78 +10,110 @@ Inductor's entry point is private: this is the only file that touches it (torch 
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any, cast
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.fx.experimental._config as fx_config
 from torch._dynamo.source import ConstantSource
 from torch._guards import TracingContext, tracing
 from torch._inductor.compile_fx import compile_fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from dpmodel.errors import BackendError
-from dpmodel.graph import Graph, Record, Slots, TypeGroups
+from dpmodel.graph import Graph, Leaf, check, map_leaves, map_record, sized
 from dpmodel.models import predict
 
 from ..pt.bridge import torch_gradient
 
-__all__ = ["CompiledLower", "flatten", "sample_graph"]
+__all__ = ["CompiledLower", "Traced", "model_state", "sample_graph", "trace"]
 
 
-def flatten(record: Any) -> tuple[list[torch.Tensor], Callable[[list[torch.Tensor]], Any]]:
-    """The tensors of a record in a fixed order, and the function that puts others in their places."""
-    leaves: list[torch.Tensor] = []
+class Traced(NamedTuple):
+    """What `trace` makes: the function (state, leaves of the graph) -> outputs."""
 
-    def visit(value: Any) -> Callable[[list[torch.Tensor]], Any]:
-        if value is None:
-            return _nothing
-        if isinstance(value, tuple):
-            parts = [visit(item) for item in value]
-            return lambda flat: tuple(part(flat) for part in parts)
-        if isinstance(value, Record):
-            names = [f.name for f in dataclasses.fields(cast(Any, value))]
-            makers = {name: visit(getattr(value, name)) for name in names}
-            return lambda flat: value.replace(**{name: make(flat) for name, make in makers.items()})
-        leaves.append(value)
-        place = len(leaves) - 1
-        return lambda flat: flat[place]
+    names: tuple[str, ...]
+    """Keys of the outputs, in order."""
+    graph_module: torch.fx.GraphModule
+    """Its inputs: the tensors of `model_state`, then those of `sized(graph)`."""
+    fakes: list[torch.Tensor]
+    """A fake tensor for every input. Sizes of data-dependent axes are symbols, one for each axis."""
 
-    return leaves, visit(record)
+
+def model_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters, then buffers, by name."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def sample_graph(like: Graph) -> Graph:
-    """A small graph of the structure of `like` whose sizes are distinct primes, so that no two symbols coincide."""
-    n, m, e, f = 11, 13, 29, 5
-    widths = iter((17, 19, 23, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97))
-    sizes = {"frame": n, "atype": m, "owner": m, "natoms": f, "fparam": f, "charge_spin": f, "aparam": n, "spin": n}
-    sizes.update(centre=e, neighbour=e, edge_vec=e, edge_mask=e)
+    """A small graph of the structure of `like` whose sizes are distinct primes, so that no two symbols coincide.
 
-    def blank(x: torch.Tensor, *shape: int) -> torch.Tensor:
-        return x.new_zeros((*shape, *x.shape[len(shape) :]))
+    There are more nodes than owned atoms: where code takes the first n of m rows, the sizes of the sample stand for
+    the symbols, and with m < n the slice would be traced as all m rows.
+    """
+    free = _primes(11)
+    sizes = {axis: next(free) for axis in ("atoms", "nodes", "edges", "frames")}
 
-    def view(v: Any) -> Any:
-        if isinstance(v, Slots):
-            w = next(widths)
-            return Slots(edge=blank(v.edge, n, w), mask=blank(v.mask, n, w))
-        return tuple(view(item) for item in v)
+    def blank(leaf: Leaf) -> torch.Tensor:
+        tensor: torch.Tensor = leaf.array
+        if not leaf.axes:  # a handle, not data: exchanges read it
+            return tensor
+        shape = [sizes.get(axis) or sizes.setdefault(axis, next(free)) for axis in leaf.axes]
+        return tensor.new_zeros((*shape, *leaf.static))
 
-    changes: dict[str, Any] = {
-        name: blank(getattr(like, name), size) for name, size in sizes.items() if getattr(like, name) is not None
-    }
-    changes["views"] = view(like.views)
-    if like.types is not None:
-        rows = tuple(blank(r, next(widths)) for r in like.types.rows)
-        changes["types"] = TypeGroups(rows=rows, place=blank(like.types.place, n))
-    return like.replace(**changes)
+    sample: Graph = map_leaves(like, blank)
+    return sample
 
 
-def _nothing(_flat: list[torch.Tensor]) -> None:
-    """Stands for an absent optional field."""
+def _primes(start: int) -> Iterator[int]:
+    return (k for k in itertools.count(start) if all(k % d for d in range(2, k)))
+
+
+def trace(module: torch.nn.Module, like: Graph, *, forces: bool, atomic: bool) -> Traced:
+    """Trace outputs and derivatives of a model for graphs of the structure of `like`, of any size.
+
+    Raises BackendError where the trace would hold constants.
+    """
+    state = model_state(module)
+    sample = sample_graph(like)
+    names: list[str] = []
+
+    def lower(*flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        leaves = iter(flat[len(state) :])
+        graph: Graph = map_record(sample, lambda _: next(leaves))
+
+        def model(g: Graph) -> Any:
+            return functional_call(module, dict(zip(state, flat, strict=False)), (g,))
+
+        outputs = predict(model, graph, torch_gradient if forces else None, atomic_virial=atomic)
+        names[:] = list(outputs)
+        return tuple(value.detach() for value in outputs.values())
+
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=False)
+    with cast(Any, fx_config).patch(backed_size_oblivious=True):
+        fakes: list[torch.Tensor] = [mode.from_tensor(t.detach().clone(), static_shapes=True) for t in state.values()]
+        fakes += [_fake(mode, leaf) for leaf in sized(sample)]
+        with mode:
+            traced = make_fx(lower, tracing_mode="real")(*fakes)
+    baked = [str(node.target) for node in traced.graph.nodes if node.op == "get_attr"]
+    if baked:
+        raise BackendError(
+            f"the trace of the model holds constants {baked}: a layer made a tensor from Python data in call()"
+        )
+    return Traced(tuple(names), traced, fakes)
+
+
+def _fake(mode: FakeTensorMode, leaf: Leaf) -> torch.Tensor:
+    """A stand-in whose data-dependent sizes are symbols; the others belong to the model."""
+    dynamic = [DimDynamic.DYNAMIC if d < len(leaf.axes) else DimDynamic.STATIC for d in range(leaf.array.ndim)]
+    context: Any = StatelessSymbolicContext(dynamic_sizes=dynamic)
+    # Generated code names symbols s0, s1, ...: no input may be called so.
+    source = ConstantSource(f"graph_{leaf.path.replace('.', '_')}")
+    return mode.from_tensor(leaf.array, source=source, symbolic_context=context)
 
 
 class CompiledLower:
@@ -89,69 +121,33 @@ class CompiledLower:
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.module = module
-        self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._compiled: dict[Any, tuple[tuple[str, ...], Callable[..., Any]]] = {}
 
     def __call__(self, graph: Graph, *, forces: bool, atomic: bool) -> dict[str, torch.Tensor]:
-        """As `dpmodel.models.predict`."""
-        leaves, _ = flatten(graph)
-        key = (forces, atomic, self._structure(graph))
+        """As `dpmodel.models.predict`. Raises ValueError for a graph whose arrays disagree: compiled code looks at nothing."""
+        check(graph)
+        leaves = sized(graph)
+        key = (forces, atomic, tuple(_structure(leaf) for leaf in leaves))
         if key not in self._compiled:
-            self._compiled[key] = self._compile(graph, forces, atomic)
-        names, run = cast(Any, self._compiled[key])
-        state = [t.detach() for t in self._state().values()]
-        return dict(zip(names, run(*state, *(x.contiguous() for x in leaves)), strict=True))
+            traced = trace(self.module, graph, forces=forces, atomic=atomic)
+            mode = cast(FakeTensor, traced.fakes[-1]).fake_mode
+            with tracing(TracingContext(mode)):
+                self._compiled[key] = traced.names, cast(Any, compile_fx)(traced.graph_module, traced.fakes)
+        names, run = self._compiled[key]
+        state = [t.detach() for t in model_state(self.module).values()]
+        return dict(zip(names, run(*state, *(leaf.array.contiguous() for leaf in leaves)), strict=True))
 
     def compilations(self) -> int:
         """How many structures have been compiled so far."""
         return len(self._compiled)
 
-    def _state(self) -> dict[str, torch.Tensor]:
-        return {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
 
-    @staticmethod
-    def _structure(graph: Graph) -> tuple[Any, ...]:
-        present = tuple(f.name for f in dataclasses.fields(cast(Any, graph)) if getattr(graph, f.name) is not None)
-        leaves, _ = flatten(graph)
-        return present, tuple((x.dtype, x.device, x.ndim, tuple(x.shape[2:])) for x in leaves)
+_DTYPES = (torch.bool, torch.int64, torch.float32, torch.float64)
 
-    def _compile(self, graph: Graph, forces: bool, atomic: bool) -> Any:
-        state = self._state()
-        names, count = list(state), len(state)
-        whole_sample = sample_graph(graph)
-        sample, rebuild = flatten(whole_sample)
-        keys: list[str] = []
 
-        def lower(*flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            whole = rebuild(list(flat[count:]))
-
-            def model(g: Graph) -> Any:
-                return functional_call(self.module, dict(zip(names, flat[:count], strict=True)), (g,))
-
-            outputs = predict(model, whole, torch_gradient if forces else None, atomic_virial=atomic)
-            keys[:] = list(outputs)
-            return tuple(value.detach() for value in outputs.values())
-
-        mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=False)
-        with cast(Any, fx_config).patch(backed_size_oblivious=True):
-            fakes: list[torch.Tensor] = [
-                mode.from_tensor(t.detach().clone(), static_shapes=True) for t in state.values()
-            ]
-            tables = {id(x) for x in flatten(whole_sample.views)[0]}
-            fakes += [self._fake(mode, x, k, axes=2 if id(x) in tables else 1) for k, x in enumerate(sample)]
-            with mode:
-                traced = make_fx(lower, tracing_mode="real")(*fakes)
-        baked = [str(node.target) for node in traced.graph.nodes if node.op == "get_attr"]
-        if baked:
-            raise BackendError(
-                f"the trace of the model holds constants {baked}: a layer made a tensor from Python data in call()"
-            )
-        with tracing(TracingContext(mode)):
-            compiled = compile_fx(traced, fakes)
-        return keys, compiled
-
-    @staticmethod
-    def _fake(mode: FakeTensorMode, x: torch.Tensor, k: int, axes: int) -> torch.Tensor:
-        """A stand-in whose first `axes` sizes are symbols; the others belong to the model."""
-        dynamic = [DimDynamic.DYNAMIC if d < axes else DimDynamic.STATIC for d in range(x.ndim)]
-        context: Any = StatelessSymbolicContext(dynamic_sizes=dynamic)
-        return mode.from_tensor(x, source=ConstantSource(f"graph_{k}"), symbolic_context=context)
+def _structure(leaf: Leaf) -> tuple[Any, ...]:
+    """Everything about an input that the compiled code takes for granted."""
+    x: torch.Tensor = leaf.array
+    if x.dtype not in _DTYPES or (leaf.points is not None and x.dtype is not torch.int64):
+        raise ValueError(f"{leaf.path} has dtype {x.dtype}; integers are int64, all else is bool, float32 or float64")
+    return leaf.path, leaf.axes, leaf.static, x.dtype, x.device

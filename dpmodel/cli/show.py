@@ -148,7 +148,7 @@ def _summary(file: ModelFile) -> str:
     rows: list[tuple[str, str]] = [("predicts", output.name + (", forces, virials" if output.differentiable else ""))]
     rows.append(("types", " ".join(model.type_map)))
     for request in model.requests():
-        kind = "neighbours per type" if request.typed else "neighbours"
+        kind = "neighbours per type" if request.layout == "typed_slots" else "neighbours"
         rows.append(("cutoff", f"{request.rcut:g} Å, at most {' '.join(str(k) for k in request.sel)} {kind}"))
     if isinstance(model, StandardModel):
         for name, config in (("descriptor", model.descriptor.config), ("fitting net", model.fitting.config)):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from dpmodel.config import Config
-from dpmodel.graph import Graph, NeighbourRequest, Record
+from dpmodel.graph import Graph, NeighbourRequest, Record, axes
 from dpmodel.nn.mlp import Seed
 from dpmodel.op import Array, Op
 
@@ -19,9 +19,9 @@ __all__ = ["Descriptor", "DescriptorConfig", "Features"]
 class Features(Record):
     """Output of a descriptor for the n owned atoms, in the descriptor's precision."""
 
-    node: Array
+    node: Array = axes("atoms")
     """(n, dim_out): invariant features."""
-    rotation: Array | None = None
+    rotation: Array | None = axes("atoms", default=None)
     """(n, dim_emb, 3): lab-frame vectors that rotate with the system; None where a descriptor has none."""
 
 
@@ -36,13 +36,18 @@ class DescriptorConfig(Config):
 class Descriptor(Op):
     """Base of all descriptors."""
 
-    mixed_types: ClassVar[bool]
-    """True: one set of neighbour slots for all types, and one fitting net; False: slots and nets per type."""
-    message_passing: ClassVar[bool] = False
-    """True where an atom's features depend on more than its own edges."""
-
     config: Any
     ntypes: int
+
+    @property
+    def mixed_types(self) -> bool:
+        """True: one set of neighbours for all types, and one fitting net; False: neighbours and nets per type."""
+        raise NotImplementedError(f"{type(self).__name__} does not define mixed_types")
+
+    @property
+    def message_passing(self) -> bool:
+        """True where an atom's features depend on more than its own edges."""
+        return False
 
     def bytes_per_atom(self) -> int:
         """Rough size of the temporaries that one atom needs in an evaluation with derivatives."""

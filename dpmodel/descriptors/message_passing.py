@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from dpmodel.descriptors.base import Descriptor
 from dpmodel.graph import Graph
 from dpmodel.op import Array
@@ -15,7 +13,9 @@ __all__ = ["MessagePassing"]
 class MessagePassing(Descriptor):
     """Base of the descriptors whose layers read neighbours' features."""
 
-    message_passing: ClassVar[bool] = True
+    @property
+    def message_passing(self) -> bool:
+        return True
 
     def _exchange_ghosts(self, x: Array, graph: Graph) -> Array:
         """Features of the owned atoms (n, ...) to features of all nodes (m, ...).

@@ -12,7 +12,7 @@ type alone: those slots are added in closed form, so only slots that hold neighb
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -52,7 +52,7 @@ class SeAConfig(DescriptorConfig, key="se_e2_a", aliases=("se_a",)):
     type_one_side: bool = option(
         False, "True: one embedding net per neighbour type. False: one per pair of centre and neighbour type."
     )
-    precision: str = option("default", "Precision of the computation: default, float16, float32, float64, bfloat16.")
+    precision: str = option("default", "Precision of the computation: default, float16, float32 or float64.")
     trainable: bool = option(True, "Whether the embedding nets are trained.")
     seed: Any = option(None, "Seed of the initial weights; null is random.")
     exclude_types: tuple[tuple[int, int], ...] = option(
@@ -87,8 +87,6 @@ class SeAConfig(DescriptorConfig, key="se_e2_a", aliases=("se_a",)):
 class SeA(Descriptor):
     """The se_e2_a descriptor."""
 
-    mixed_types: ClassVar[bool] = False
-
     config: SeAConfig
     ntypes: int
     networks: tuple[MLP, ...] = child()
@@ -98,11 +96,15 @@ class SeA(Descriptor):
     dstd: Array = buffer()
     """(ntypes, 4): their deviation."""
 
+    @property
+    def mixed_types(self) -> bool:
+        return False
+
     def groups_types(self) -> bool:
         return not self.config.type_one_side
 
     def requests(self) -> tuple[NeighbourRequest, ...]:
-        return (NeighbourRequest(rcut=self.config.rcut, sel=tuple(self.config.sel), typed=True),)
+        return (NeighbourRequest(rcut=self.config.rcut, sel=tuple(self.config.sel), layout="typed_slots"),)
 
     @property
     def dim_out(self) -> int:
@@ -113,7 +115,8 @@ class SeA(Descriptor):
         return self.config.neuron[-1]
 
     def is_smooth(self) -> bool:
-        return True
+        # An excluded neighbour contributes 0 where the empty slot that it fills contributed a constant (davg).
+        return not self.config.exclude_types or bool(self.config.set_davg_zero)
 
     def bytes_per_atom(self) -> int:
         # Five arrays as wide as each layer (value, derivative, gradient and two temporaries) live at the peak.

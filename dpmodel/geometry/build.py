@@ -2,12 +2,14 @@
 
 The order of operations decides numbers wherever `sel` is too small: of the pairs within a request's cutoff
 (r = rcut included) the nearest sum(sel) of any type are kept, then the nearest sel[t] of each type; only then are
-excluded pairs of types removed, and nothing moves up into their places.
+excluded pairs of types removed, and nothing moves up into their places. Angles are spanned by the nearest of the
+edges that remain.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import warnings
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ import numpy as np
 from dpmodel.errors import InputError
 from dpmodel.geometry.cells import check_pbc
 from dpmodel.geometry.neighbours import neighbour_pairs
-from dpmodel.graph import Graph, NeighbourRequest, Slots, TypeGroups
+from dpmodel.graph import AngleRequest, Angles, Edges, Graph, NeighbourRequest, Slots, TypeGroups
 
 __all__ = ["GraphBuilder", "TruncationWarning", "neighbour_counts"]
 
@@ -28,7 +30,7 @@ class TruncationWarning(UserWarning):
 
 
 @dataclasses.dataclass
-class _Edges:
+class _Pairs:
     """The pairs of a whole batch, sorted by centre, then distance."""
 
     centre: np.ndarray
@@ -39,10 +41,6 @@ class _Edges:
     """Type of the neighbour."""
     excluded: np.ndarray | None
     """Where the pair of types is excluded; None: nowhere."""
-
-
-_Table = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Rows of the edges that fill slots, the slot of each (in the flattened table), the number of edges per atom."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +64,14 @@ class GraphBuilder:
             sel: Any = request.sel  # from an input file, so it may still be "auto"
             if isinstance(sel, str) or not sel or not all(k >= 0 for k in sel):
                 raise InputError(f"sel must be numbers of neighbours, got {sel!r}; resolve 'auto' first")
-            if request.typed and len(sel) != self.ntypes:
+            if request.layout not in ("slots", "typed_slots", "edges"):
+                raise InputError(f"layout must be 'slots', 'typed_slots' or 'edges', got {request.layout!r}")
+            if request.layout == "typed_slots" and len(sel) != self.ntypes:
                 raise InputError(f"sel must have one number per type ({self.ntypes}), got {len(sel)}: {list(sel)}")
             if not (math.isfinite(request.rcut) and request.rcut > 0):
                 raise InputError(f"rcut must be a positive number in Å, got {request.rcut}")
+            if request.angles is not None:
+                _check_angles(request.angles, request.layout)
         pair: Any
         for pair in self.exclude_pairs:
             if len(pair) != 2 or not all(0 <= t < self.ntypes for t in pair):
@@ -100,38 +102,26 @@ class GraphBuilder:
         f, na = atype.shape
         extra: dict[str, Any] = _check_extra(f, na, fparam=fparam, aparam=aparam, spin=spin, charge_spin=charge_spin)
         flat = np.reshape(atype, (f * na,))
-        edges = self._pairs(coord, atype, cell, pbc)
-        tables, kept = [], np.zeros(len(edges.centre), np.bool_)
-        for request in self.requests:
-            tables.append(self._select(edges, request, f * na))
-            for row, _, _ in tables[-1]:
-                kept[row] = True
-        renumber = None if kept.all() else np.cumsum(kept) - 1
-        views = []
-        for request, table in zip(self.requests, tables, strict=True):
-            slots = tuple(_slots(row, place, count, renumber) for row, place, count in table)
-            views.append(slots if request.typed else slots[0])
-        if renumber is not None:
-            used = np.flatnonzero(kept)
-            centre, neighbour, vec = edges.centre[used], edges.neighbour[used], edges.vec[used]
-        else:
-            centre, neighbour, vec = edges.centre, edges.neighbour, edges.vec
+        pairs = self._pairs(coord, atype, cell, pbc)
+        rows = list(map(functools.partial(self._select, pairs, f * na), self.requests))
+        pairs, rows = _cut(pairs, rows)
+        views = tuple(map(functools.partial(self._view, pairs, f * na), self.requests, rows))
         return Graph(
             atype=flat,
             frame=np.repeat(np.arange(f), na),
             natoms=np.sum(atype >= 0, axis=1, dtype=np.int64),
-            centre=centre,
-            neighbour=neighbour,
-            edge_vec=vec,
-            edge_mask=np.ones(len(centre), np.bool_),
-            views=tuple(views),
+            centre=pairs.centre,
+            neighbour=pairs.neighbour,
+            edge_vec=pairs.vec,
+            edge_mask=np.ones(len(pairs.centre), np.bool_),
+            views=views,
             types=_group(flat, self.ntypes) if self.group_by_type else None,
             **extra,
         )
 
     def _pairs(
         self, coord: np.ndarray, atype: np.ndarray, cell: np.ndarray | None, pbc: tuple[bool, bool, bool]
-    ) -> _Edges:
+    ) -> _Pairs:
         """All pairs of real atoms within the largest cutoff, of all frames."""
         f, na = atype.shape
         rcut = max((request.rcut for request in self.requests), default=0.0)
@@ -156,25 +146,65 @@ class GraphBuilder:
             for a, b in self.exclude_pairs:
                 forbidden[a, b] = forbidden[b, a] = True
             excluded = forbidden[flat[centre], kind]
-        return _Edges(centre, neighbour, vec, distance, kind, excluded)
+        return _Pairs(centre, neighbour, vec, distance, kind, excluded)
 
-    def _select(self, edges: _Edges, request: NeighbourRequest, n: int) -> list[_Table]:
-        """One table per neighbour type, or a single one."""
-        within = np.flatnonzero(edges.distance <= request.rcut)
-        centre, kind = edges.centre[within], edges.kind[within]
-        first = _rank(centre, n) < sum(request.sel)
+    def _select(self, pairs: _Pairs, n: int, request: NeighbourRequest) -> list[np.ndarray]:
+        """Rows of the pairs that the request sees: an array per neighbour type, or a single one."""
+        within = np.flatnonzero(pairs.distance <= request.rcut)
+        first = _rank(pairs.centre[within], n) < sum(request.sel)
         rows = within if first.all() else within[first]
-        if request.typed:
-            groups = [rows[edges.kind[rows] == t] for t in range(self.ntypes)]
-            groups = [group[_rank(edges.centre[group], n) < k] for group, k in zip(groups, request.sel, strict=True)]
+        typed = request.layout == "typed_slots"
+        if typed:
+            groups = [rows[pairs.kind[rows] == t] for t in range(self.ntypes)]
+            groups = [group[_rank(pairs.centre[group], n) < k] for group, k in zip(groups, request.sel, strict=True)]
         else:
             groups = [rows]
-        if not self._warned and sum(map(len, groups)) < len(within):
-            self._warned.append(True)
-            _warn(request, centre, kind, edges.centre[np.concatenate(groups)], n=n, ntypes=self.ntypes)
-        if edges.excluded is not None:
-            groups = [group[~edges.excluded[group]] for group in groups]
-        return [(group, *_places(edges.centre[group], n)) for group in groups]
+        if sum(map(len, groups)) < len(within):
+            self._warn(pairs, request.rcut, request.sel, within, np.concatenate(groups), n, typed=typed)
+        return groups if pairs.excluded is None else [group[~pairs.excluded[group]] for group in groups]
+
+    def _view(self, pairs: _Pairs, n: int, request: NeighbourRequest, rows: list[np.ndarray]) -> Any:
+        """What the layout of the request makes of the rows that `_select` gave."""
+        if request.layout != "edges":
+            slots = tuple(_slots(row, pairs.centre[row], n) for row in rows)
+            return slots if request.layout == "typed_slots" else slots[0]
+        row, angles = rows[0], None
+        if request.angles is not None:
+            rcut, sel = request.angles.rcut, request.angles.sel
+            near = np.flatnonzero(pairs.distance[row] < rcut)  # sorted by distance: nothing nearer is left out
+            chosen = near[_rank(pairs.centre[row[near]], n) < sel]
+            if len(chosen) < len(near):
+                self._warn(pairs, rcut, (sel,), row[near], row[chosen], n, angles=True)
+            angles = _angles(chosen, pairs.centre[row[chosen]], n)
+        return Edges(row=row, mask=np.ones(len(row), np.bool_), angles=angles)
+
+    def _warn(
+        self, pairs: _Pairs, rcut: float, sel: tuple[int, ...], within: np.ndarray, kept: np.ndarray, n: int,
+        *, typed: bool = False, angles: bool = False,
+    ) -> None:  # fmt: skip
+        """Say, once, how many atoms lose neighbours, how many there are at most, and which `sel` would hold them.
+
+        within: rows of all pairs within the cutoff. kept: rows of those that are not cut off.
+        """
+        if self._warned:
+            return
+        self._warned.append(True)
+        centre = pairs.centre[within]
+        lost = np.count_nonzero(np.bincount(centre, minlength=n) > np.bincount(pairs.centre[kept], minlength=n))
+        if typed:
+            table = np.bincount(centre * self.ntypes + pairs.kind[within], minlength=n * self.ntypes)
+            largest: Any = np.max(np.reshape(table, (n, self.ntypes)), axis=0).tolist()
+            enough: Any = [max(a, b) for a, b in zip(largest, sel, strict=True)]
+        else:
+            largest = enough = int(np.max(np.bincount(centre)))
+        warnings.warn(
+            f"{lost} of {n} atoms have more neighbours within {rcut} Å than sel = {_plain(sel)} "
+            f"{'of the angles ' if angles else ''}holds: the furthest are left out, and energies jump where atoms enter or "
+            f"leave the list. Found at most {largest}{' by type' if typed else ''}; sel = {enough} would hold them all. "
+            "This is said once.",
+            TruncationWarning,
+            stacklevel=4,
+        )
 
 
 def neighbour_counts(
@@ -206,7 +236,20 @@ _FARTHEST = 10.0
 """Where the search for the smallest distance ends, Å."""
 
 
-# --- slots and groups ------------------------------------------------------------------------------------
+# --- views and groups ------------------------------------------------------------------------------------
+
+
+def _cut(pairs: _Pairs, rows: list[list[np.ndarray]]) -> tuple[_Pairs, list[list[np.ndarray]]]:
+    """Only the pairs that a view uses, and their rows by view and group."""
+    kept = np.zeros(len(pairs.centre), np.bool_)
+    for own in rows:
+        for group in own:
+            kept[group] = True
+    if kept.all():
+        return pairs, rows
+    place = np.cumsum(kept) - 1
+    fewer: dict[str, Any] = {name: None if x is None else x[kept] for name, x in vars(pairs).items()}
+    return _Pairs(**fewer), [[place[group] for group in own] for own in rows]
 
 
 def _rank(centre: np.ndarray, n: int) -> np.ndarray:
@@ -215,18 +258,23 @@ def _rank(centre: np.ndarray, n: int) -> np.ndarray:
     return np.arange(len(centre)) - np.repeat(np.cumsum(count) - count, count)
 
 
-def _places(centre: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Position of every edge in a table (n, w) flattened, and the number of edges per atom."""
+def _slots(row: np.ndarray, centre: np.ndarray, n: int) -> Slots:
+    """The table of some edges, which are given by row and centre."""
     count = np.bincount(centre, minlength=n)
     width = int(np.max(count, initial=0))
-    return centre * width + _rank(centre, n), count
+    edge = np.zeros((n, width), np.int64)
+    edge[centre, _rank(centre, n)] = row
+    return Slots(edge=edge, mask=np.arange(width) < count[:, None])
 
 
-def _slots(row: np.ndarray, place: np.ndarray, count: np.ndarray, renumber: np.ndarray | None) -> Slots:
-    n, width = len(count), int(np.max(count, initial=0))
-    edge = np.zeros(n * width, np.int64)
-    edge[place] = row if renumber is None else renumber[row]
-    return Slots(edge=np.reshape(edge, (n, width)), mask=np.arange(width) < count[:, None])
+def _angles(chosen: np.ndarray, centre: np.ndarray, n: int) -> Angles:
+    """All ordered pairs of the chosen edges of each centre. chosen: their positions in the view."""
+    count = np.bincount(centre, minlength=n)
+    partners = count[centre]  # of every chosen edge, itself included
+    first = np.repeat(np.arange(len(chosen)), partners)
+    start = np.repeat((np.cumsum(count) - count)[centre], partners)
+    second = start + np.arange(len(first)) - np.repeat(np.cumsum(partners) - partners, partners)
+    return Angles(ij=chosen[first], ik=chosen[second], mask=np.ones(len(first), np.bool_))
 
 
 def _group(atype: np.ndarray, ntypes: int) -> TypeGroups:
@@ -238,41 +286,20 @@ def _group(atype: np.ndarray, ntypes: int) -> TypeGroups:
     return TypeGroups(rows=tuple(np.split(order, ends[:-1])), place=place)
 
 
-def _warn(
-    request: NeighbourRequest,
-    centre: np.ndarray,
-    kind: np.ndarray,
-    kept: np.ndarray,
-    *,
-    n: int,
-    ntypes: int,
-) -> None:
-    """Say how many atoms lose neighbours, how many there are at most, and which `sel` would hold them.
-
-    centre, kind: centre and type of every neighbour within the cutoff. kept: centres of those that fill slots.
-    """
-    lost = np.count_nonzero(np.bincount(centre, minlength=n) > np.bincount(kept, minlength=n))
-    if request.typed:
-        table = np.reshape(np.bincount(centre * ntypes + kind, minlength=n * ntypes), (n, ntypes))
-        largest: Any = np.max(table, axis=0).tolist()
-        enough: Any = [max(a, b) for a, b in zip(largest, request.sel, strict=True)]
-    else:
-        largest = int(np.max(np.bincount(centre)))
-        enough = largest
-    warnings.warn(
-        f"{lost} of {n} atoms have more neighbours within {request.rcut} Å than sel = {_plain(request.sel)} holds: the "
-        f"furthest are left out, and energies jump where atoms enter or leave the list. Found at most {largest}"
-        f"{' by type' if request.typed else ''}; sel = {enough} would hold them all. This is said once.",
-        TruncationWarning,
-        stacklevel=4,
-    )
-
-
 def _plain(sel: tuple[int, ...]) -> Any:
     return int(sel[0]) if len(sel) == 1 else [int(k) for k in sel]
 
 
 # --- validation ------------------------------------------------------------------------------------------
+
+
+def _check_angles(angles: AngleRequest, layout: str) -> None:
+    if layout != "edges":
+        raise InputError(f"angles need the layout 'edges', not {layout!r}")
+    if not (math.isfinite(angles.rcut) and angles.rcut > 0):
+        raise InputError(f"rcut of the angles must be a positive number in Å, got {angles.rcut}")
+    if angles.sel < 0:
+        raise InputError(f"sel of the angles must be a number of neighbours, got {angles.sel}")
 
 
 def _check_frames(

@@ -41,11 +41,11 @@ def selected(seen, atype, kind, request, *, excluded, t):
 
 
 REQUESTS = [
-    NeighbourRequest(rcut=4.0, sel=(100, 100), typed=True),
-    NeighbourRequest(rcut=4.5, sel=(3, 8), typed=True),
-    NeighbourRequest(rcut=4.0, sel=(0, 6), typed=True),
-    NeighbourRequest(rcut=3.5, sel=(5,), typed=False),
-    NeighbourRequest(rcut=4.5, sel=(200,), typed=False),
+    NeighbourRequest(rcut=4.0, sel=(100, 100), layout="typed_slots"),
+    NeighbourRequest(rcut=4.5, sel=(3, 8), layout="typed_slots"),
+    NeighbourRequest(rcut=4.0, sel=(0, 6), layout="typed_slots"),
+    NeighbourRequest(rcut=3.5, sel=(5,), layout="slots"),
+    NeighbourRequest(rcut=4.5, sel=(200,), layout="slots"),
 ]
 
 
@@ -64,8 +64,8 @@ def test_slots_follow_the_definition(seed, requests, excluded):
         graph = builder.build(coord, atype, cell)
     used = set()
     for request, view in zip(requests, graph.views, strict=True):
-        assert isinstance(view, tuple) == request.typed
-        for t, slots in enumerate(view) if request.typed else [(None, view)]:
+        assert isinstance(view, tuple) == (request.layout == "typed_slots")
+        for t, slots in enumerate(view) if isinstance(view, tuple) else [(None, view)]:
             widest = 0
             for k, i in itertools.product(range(f), range(na)):
                 want = []
@@ -95,7 +95,7 @@ def test_flat_fields_and_dtypes():
         "fparam": rng.normal(size=(3, 2)), "aparam": rng.normal(size=(3, 4, 5)),
         "spin": rng.normal(size=(3, 4, 3)), "charge_spin": np.array([[0, 1], [1, 2], [-1, 2]]),
     }  # fmt: skip
-    graph = GraphBuilder((NeighbourRequest(rcut=4.0, sel=(90,), typed=False),), 2).build(coord, atype, cell, **extra)
+    graph = GraphBuilder((NeighbourRequest(rcut=4.0, sel=(90,), layout="slots"),), 2).build(coord, atype, cell, **extra)
     assert graph.atype.tolist() == atype.reshape(-1).tolist()
     assert graph.frame.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert graph.natoms.tolist() == (atype >= 0).sum(1).tolist()
@@ -160,7 +160,7 @@ def test_virtual_atoms_are_not_there():
 
 
 def test_the_cutoff_is_inclusive_and_open_axes_do_not_repeat():
-    request = NeighbourRequest(rcut=3.0, sel=(9,), typed=False)
+    request = NeighbourRequest(rcut=3.0, sel=(9,), layout="slots")
     build = GraphBuilder((request,), 1).build
     one = np.zeros((1, 1, 3)), np.zeros((1, 1), int), 3.0 * np.eye(3)[None]
     assert len(build(*one).centre) == 6
@@ -176,10 +176,10 @@ def test_the_cutoff_is_inclusive_and_open_axes_do_not_repeat():
     [
         # One type-0 atom with six type-1 neighbours at 2 Å, which have each other at 2.83 and 4 Å.
         (
-            NeighbourRequest(rcut=2.1, sel=(1, 4), typed=True),
+            NeighbourRequest(rcut=2.1, sel=(1, 4), layout="typed_slots"),
             r"1 of 7 atoms.*2\.1 Å.*\[1, 4\].*\[1, 6\] by type.*\[1, 6\]",
         ),
-        (NeighbourRequest(rcut=2.1, sel=(5,), typed=False), r"1 of 7 atoms.*2\.1 Å.*sel = 5 .*at most 6; sel = 6 "),
+        (NeighbourRequest(rcut=2.1, sel=(5,), layout="slots"), r"1 of 7 atoms.*2\.1 Å.*sel = 5 .*at most 6; sel = 6 "),
     ],
 )
 def test_cutting_off_neighbours_is_said_once(request_, numbers):
@@ -190,16 +190,16 @@ def test_cutting_off_neighbours_is_said_once(request_, numbers):
         builder.build(coord, atype, None)
     assert caught[0].filename == __file__
     builder.build(coord, atype, None)  # a second warning would be an error here
-    GraphBuilder((NeighbourRequest(rcut=2.1, sel=(6,), typed=False),), 2).build(coord, atype, None)
+    GraphBuilder((NeighbourRequest(rcut=2.1, sel=(6,), layout="slots"),), 2).build(coord, atype, None)
 
 
 def test_exclusion_is_no_truncation_and_fills_nothing_back():
     coord = np.array([[[0.0, 0, 0], [1, 0, 0], [0, 2, 0]]])
-    request = NeighbourRequest(rcut=2.5, sel=(2,), typed=False)
+    request = NeighbourRequest(rcut=2.5, sel=(2,), layout="slots")
     builder = GraphBuilder((request,), 2, exclude_pairs=((1, 0),))
     graph = builder.build(coord, np.array([[0, 1, 0]]), None)
     assert list(zip(graph.centre.tolist(), graph.neighbour.tolist(), strict=True)) == [(0, 2), (2, 0)]
-    narrow = GraphBuilder((NeighbourRequest(rcut=2.5, sel=(1,), typed=False),), 2, exclude_pairs=((1, 0),))
+    narrow = GraphBuilder((NeighbourRequest(rcut=2.5, sel=(1,), layout="slots"),), 2, exclude_pairs=((1, 0),))
     with pytest.warns(TruncationWarning):
         graph = narrow.build(coord, np.array([[0, 1, 0]]), None)
     # The nearest of atom 0 is the excluded one; the next does not take its place.
@@ -245,9 +245,9 @@ def test_bad_coordinates_name_frame_and_atom():
 @pytest.mark.parametrize(
     ("request_", "exclude", "match"),
     [
-        (NeighbourRequest(rcut=4.0, sel=(3,), typed=True), (), "one number per type"),
-        (NeighbourRequest(rcut=4.0, sel="auto", typed=False), (), "resolve 'auto'"),
-        (NeighbourRequest(rcut=-1.0, sel=(3,), typed=False), (), "rcut must be"),
+        (NeighbourRequest(rcut=4.0, sel=(3,), layout="typed_slots"), (), "one number per type"),
+        (NeighbourRequest(rcut=4.0, sel="auto", layout="slots"), (), "resolve 'auto'"),
+        (NeighbourRequest(rcut=-1.0, sel=(3,), layout="slots"), (), "rcut must be"),
         (REQUESTS[0], ((0, 2),), "excluded pairs"),
     ],
 )

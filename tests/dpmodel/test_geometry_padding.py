@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 
 from dpmodel.errors import InputError
-from dpmodel.geometry import GraphBuilder, Sizes, bucket_sizes, graph_sizes, pad_graph
-from dpmodel.graph import Graph, NeighbourRequest, Slots
+from dpmodel.geometry import GraphBuilder, bucket_sizes, graph_sizes, pad_graph
+from dpmodel.graph import AngleRequest, Comm, Edges, Graph, NeighbourRequest, Slots
 from dpmodel.ops import segment_sum, take_rows
 
 REQUESTS = (
-    NeighbourRequest(rcut=3.5, sel=(60, 60, 60), typed=True),
-    NeighbourRequest(rcut=3.0, sel=(90,), typed=False),
+    NeighbourRequest(rcut=3.5, sel=(60, 60, 60), layout="typed_slots"),
+    NeighbourRequest(rcut=3.0, sel=(90,), layout="slots"),
+    NeighbourRequest(rcut=3.2, sel=(90,), layout="edges", angles=AngleRequest(rcut=2.8, sel=40)),
+    NeighbourRequest(rcut=2.5, sel=(90,), layout="edges"),
 )
 
 
@@ -38,7 +40,7 @@ def with_ghosts(graph):
 
 
 def sums(graph):
-    """What layers compute: sums over edges by atom and frame, over slots, per-type functions, all for real atoms."""
+    """What layers compute: sums over edges, slots and angles by atom, by frame, per-type functions."""
     n, f, m = graph.frame.shape[0], graph.natoms.shape[0], graph.atype.shape[0]
     weight = np.where(graph.edge_mask, np.exp(-np.sum(graph.edge_vec**2, axis=1)), 0.0)
     by_atom = segment_sum(weight, graph.centre, n)
@@ -50,6 +52,13 @@ def sums(graph):
     for slots in (*graph.views[0], graph.views[1]):
         table = np.where(slots.mask, take_rows(weight, slots.edge), 0.0) if len(weight) else slots.mask
         out.append(table.sum(axis=1))
+    for view in graph.views[2:]:
+        near = np.where(view.mask, take_rows(weight, view.row), 0.0)
+        out.append(segment_sum(near, graph.centre[view.row], n))
+        if view.angles is not None:
+            pair = take_rows(near, view.angles.ij) * (1.0 + take_rows(near, view.angles.ik) ** 2)
+            spread = segment_sum(np.where(view.angles.mask, pair, 0.0), view.angles.ij, len(near))
+            out.append(segment_sum(spread, graph.centre[view.row], n))
     values = by_atom + np.arange(n)
     out.append(np.concatenate([(t + 2.0) * values[rows] for t, rows in enumerate(graph.types.rows)])[graph.types.place])
     return out
@@ -62,12 +71,22 @@ def check(graph, sizes):
         rows = f if len(a) == f != n else n
         np.testing.assert_allclose(b[:rows], a, rtol=1e-13, atol=1e-13)
     assert graph_sizes(padded) == sizes
-    assert (padded.atype[n : sizes.atoms] == -1).all()
-    assert (padded.frame[n:] == sizes.frames - 1).all()
+    assert (padded.atype[n : sizes["atoms"]] == -1).all()
+    assert (padded.frame[n:] == sizes["frames"] - 1).all()
     assert (padded.natoms[f:] == 0).all()
     extra = slice(graph.centre.shape[0], None)
     assert not padded.edge_mask[extra].any()
     assert (padded.edge_vec[extra] == [1.0, 0.0, 0.0]).all()
+    assert (padded.centre[extra] == sizes["atoms"] - 1).all()
+    assert (np.diff(padded.centre) >= 0).all()
+    for old, new in zip(graph.views[2:], padded.views[2:], strict=True):
+        assert isinstance(new, Edges)
+        assert new.mask.sum() == len(old.row)
+        assert (np.diff(padded.centre[new.row]) >= 0).all()
+        assert (new.angles is None) == (old.angles is None)
+        if old.angles is not None:
+            assert new.angles.mask.sum() == len(old.angles.ij)
+            assert (np.diff(new.angles.ij) >= 0).all()
     for old, new in zip((*graph.views[0], graph.views[1]), (*padded.views[0], padded.views[1]), strict=True):
         assert new.mask.sum() == old.mask.sum()
         assert (new.edge[~new.mask] == 0).all()
@@ -83,7 +102,7 @@ def test_padding_changes_no_sum(seed, ghosts):
     padded = check(graph, bucket_sizes(graph))
     if ghosts:
         real = graph.owner[-2:]
-        place = bucket_sizes(graph).atoms
+        place = bucket_sizes(graph)["atoms"]
         np.testing.assert_array_equal(padded.owner[place : place + 2], real)
         np.testing.assert_array_equal(padded.atype[place : place + 2], graph.atype[real])
 
@@ -93,14 +112,23 @@ def test_small_graphs(f, na):
     graph = graph_of(f=f, na=na)
     padded = check(graph, bucket_sizes(graph))
     sizes = graph_sizes(padded)
-    assert min(sizes.atoms, sizes.edges, sizes.frames, *sizes.widths, *sizes.groups) >= 2
+    assert min(sizes.values()) >= 2
 
 
 def test_least_sizes_add_one_empty_frame_and_nothing_else():
     graph = graph_of()
     now = graph_sizes(graph)
-    padded = check(graph, Sizes(**{**vars(now), "frames": now.frames + 1}))
+    padded = check(graph, {**now, "frames": now["frames"] + 1})
     np.testing.assert_array_equal(padded.types.place, graph.types.place)
+
+
+def test_without_padding_atoms_the_last_one_is_the_centre():
+    graph = graph_of()
+    now = graph_sizes(graph)
+    sizes = {**now, "frames": now["frames"] + 1, "edges": now["edges"] + 5, "views.2.count": now["views.2.count"] + 3}
+    padded = check(graph, sizes)
+    assert (padded.centre[-5:] == now["atoms"] - 1).all()
+    assert (padded.views[2].row[-3:] == sizes["edges"] - 1).all()
 
 
 def test_nested_views_and_missing_fields():
@@ -118,11 +146,13 @@ def test_nested_views_and_missing_fields():
 
 
 def test_buckets_are_few_and_grow_by_a_quarter():
-    graph = graph_of()
     seen = set()
-    for edges in range(0, 20_000, 7):
-        size = bucket_sizes(graph.replace(centre=np.zeros(edges, int))).edges
-        assert edges <= size <= max(32, 1.25 * edges + 2)
+    bare = graph_of().replace(views=())
+    for count in range(0, 20_000, 7):
+        index = np.zeros(count, int)
+        edges = {"centre": index, "neighbour": index, "edge_vec": np.zeros((count, 3)), "edge_mask": index > 0}
+        size = bucket_sizes(bare.replace(**edges))["edges"]
+        assert count <= size <= max(32, 1.25 * count + 2)
         seen.add(size)
     assert len(seen) < 32
 
@@ -130,35 +160,41 @@ def test_buckets_are_few_and_grow_by_a_quarter():
 def test_earlier_buckets_are_used_again_until_they_waste():
     graph = graph_of()
     fresh = bucket_sizes(graph)
-    assert hash(fresh) == hash(bucket_sizes(graph))
 
     def scaled(factor):
-        values = {
-            k: tuple(int(factor * x) for x in v) if isinstance(v, tuple) else int(factor * v)
-            for k, v in vars(fresh).items()
-        }
-        return Sizes(**values)
+        return {axis: int(factor * size) for axis, size in fresh.items()}
 
     assert bucket_sizes(graph, scaled(1.7)) == scaled(1.7)
     check(graph, scaled(1.7))
     assert bucket_sizes(graph, scaled(3)) == fresh
     assert bucket_sizes(graph, scaled(0.5)) == fresh
     # One size that no longer suffices does not disturb the others.
-    short = Sizes(**{**vars(scaled(1.7)), "edges": fresh.edges - 1})
-    assert bucket_sizes(graph, short) == Sizes(**{**vars(scaled(1.7)), "edges": fresh.edges})
+    short = {**scaled(1.7), "edges": fresh["edges"] - 1}
+    assert bucket_sizes(graph, short) == {**scaled(1.7), "edges": fresh["edges"]}
     # Another structure: nothing to take over.
-    assert bucket_sizes(graph.replace(views=()), scaled(1.7)).widths == ()
+    assert not any("views" in axis for axis in bucket_sizes(graph.replace(views=()), scaled(1.7)))
 
 
-@pytest.mark.parametrize("name", ["atoms", "edges", "frames", "widths", "groups"])
-def test_sizes_that_do_not_fit_are_refused(name):
+AXES = (
+    "atoms", "nodes", "edges", "frames", "views.0.1.width", "views.1.width", "views.2.count", "views.2.angles.count",
+    "types.rows.0.members",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_sizes_that_do_not_fit_are_refused(axis):
     graph = graph_of()
     now = graph_sizes(graph)
-    enough = {**vars(now), "frames": now.frames + 1}
-    value = enough[name]
-    less = (value[0] - 1, *value[1:]) if isinstance(value, tuple) else value - 1
-    with pytest.raises(InputError, match=f"sizes.{name} must be at least"):
-        pad_graph(graph, Sizes(**{**enough, name: less}))
+    enough = {**now, "frames": now["frames"] + 1}
+    with pytest.raises(InputError, match=rf"sizes\['{axis}'\] must be at least {enough[axis]}"):
+        pad_graph(graph, {**enough, axis: enough[axis] - 1})
+
+
+def test_padding_needs_a_row_to_name():
+    graph = graph_of(f=1, na=0)
+    sizes = {**graph_sizes(graph), "frames": 2, "edges": 4}
+    with pytest.raises(InputError, match=r"sizes\['atoms'\] must be at least 1"):
+        pad_graph(graph, sizes)
 
 
 def test_other_structures_and_foreign_ghosts_are_refused():
@@ -167,4 +203,4 @@ def test_other_structures_and_foreign_ghosts_are_refused():
     with pytest.raises(InputError, match="entries"):
         pad_graph(graph.replace(views=()), sizes)
     with pytest.raises(InputError, match="another process"):
-        pad_graph(graph.replace(comm=object()), sizes)
+        pad_graph(graph.replace(comm=Comm(handle=np.zeros(1, np.int64))), sizes)

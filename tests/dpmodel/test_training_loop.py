@@ -20,7 +20,7 @@ from dpmodel.training.loop import Loop, RunningMean
 from dpmodel.training.signals import Request
 from dpmodel.training.stepper import NonFiniteError
 
-BUILDER = GraphBuilder(requests=(NeighbourRequest(rcut=2.0, sel=(4,), typed=True),), ntypes=1)
+BUILDER = GraphBuilder(requests=(NeighbourRequest(rcut=2.0, sel=(4,), layout="typed_slots"),), ntypes=1)
 
 
 class Frames:
