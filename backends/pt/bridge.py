@@ -106,7 +106,8 @@ def from_torch(module: Any) -> Op:
 
 def graph_to_torch(graph: Any, device: str | torch.device | None = None) -> Any:
     """A record of NumPy arrays as one of tensors; memory is shared where the device allows it."""
-    return map_record(graph, lambda x: torch.as_tensor(x if x.flags.writeable else x.copy(), device=device))
+    # torch takes neither read-only arrays (without a warning) nor negative strides; np.require copies only those.
+    return map_record(graph, lambda x: torch.as_tensor(np.require(x, requirements=("C", "W")), device=device))
 
 
 def torch_gradient(
