@@ -19,7 +19,18 @@ from dpmodel.models.build import build_model
 from dpmodel.op import Kind, Op
 from dpmodel.ops import is_float
 
-__all__ = ["CASES", "COMBINED", "NAMES", "Case", "each_base", "each_case", "each_combined", "model_of", "single", "truncates"]
+__all__ = [
+    "CASES",
+    "COMBINED",
+    "NAMES",
+    "Case",
+    "each_base",
+    "each_case",
+    "each_combined",
+    "model_of",
+    "single",
+    "truncates",
+]
 
 Section = Mapping[str, Any]
 
@@ -130,7 +141,9 @@ CASES: dict[str, Case] = {
     ),
 }  # fmt: skip
 
-COMBINED: tuple[str, ...] = tuple(name for base, case in CASES.items() for name in (base, *_names(base, case.combinations)))
+COMBINED: tuple[str, ...] = tuple(
+    name for base, case in CASES.items() for name in (base, *_names(base, case.combinations))
+)
 NAMES: tuple[str, ...] = (*COMBINED, *(name for base, case in CASES.items() for name in _names(base, case.variations)))
 
 each_case = pytest.mark.parametrize("case", NAMES)
@@ -174,6 +187,8 @@ def randomise(op: Op, rng: np.random.Generator) -> Any:
         elif kind is Kind.BUFFER and value is not None and is_float(value) and name != "default_fparam":
             spread = name.endswith("std")
             draw = rng.uniform(0.25, 0.5, value.shape) if spread else rng.normal(0.0, 0.3, value.shape)
+            if name in ("davg", "dstd"):  # vectors have no mean and one deviation, else rotation would be broken
+                draw[..., 1:] = draw[..., 1:2] if spread else 0.0
             stays_zero = name == "davg" and getattr(op.config, "set_davg_zero", False)
             changes[name] = value if stays_zero else draw.astype(value.dtype)
     return op.replace(**changes)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dpmodel.geometry import GraphBuilder, TruncationWarning
-from dpmodel.graph import Graph, Slots, map_record
+from dpmodel.graph import Graph, Slots
 from dpmodel.models import Model
 
 __all__ = ["System", "graph_of", "map_slots", "random_system", "with_ghosts"]
@@ -66,7 +66,9 @@ def random_system(
         coord=coord,
         atype=atype,
         cell=cell if periodic else None,
-        fparam=rng.normal(size=(frames, model.dim_fparam)) if model.dim_fparam and not model.has_default_fparam else None,
+        fparam=rng.normal(size=(frames, model.dim_fparam))
+        if model.dim_fparam and not model.has_default_fparam
+        else None,
         aparam=rng.normal(size=(frames, atoms, model.dim_aparam)) if model.dim_aparam else None,
     )
 
@@ -100,8 +102,3 @@ def with_ghosts(graph: Graph, system: System) -> Graph:
     neighbour[far] = n + place.reshape(-1)
     owner = np.concatenate([np.arange(n), nodes[:, 0].astype(np.int64)])
     return graph.replace(atype=graph.atype[owner], owner=owner, neighbour=neighbour)
-
-
-def copied(graph: Graph) -> Graph:
-    """A deep copy, so that tests may compare before and after."""
-    return map_record(graph, np.copy)

@@ -1,0 +1,31 @@
+"""Energies and forces go on where a neighbour enters the cutoff, if the descriptor says so."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .cases import each_case, model_of, single, truncates
+from .runners import Backend, runner
+from .systems import graph_of, random_system
+
+
+@each_case
+def test_smooth_at_the_cutoff(case: str) -> None:
+    """An atom moves through every cutoff of every type of neighbour; a little, and little changes."""
+    model = model_of(case)
+    if truncates(case) or not model.descriptor.is_smooth():
+        return
+    start = random_system(model, frames=1, atoms=3, virtual=0, periodic=False)
+    start = start.replace(coord=np.array([[[0.0, 0.0, 0.0], [0.9, 0.6, 0.2], [0.0, 0.0, 0.0]]]))
+    along = np.array([0.3, -0.5, -0.8]) / np.linalg.norm([0.3, -0.5, -0.8])
+    for request in model.requests():
+        for kind in range(model.ntypes):
+            results = []
+            for distance in (request.rcut - 1e-4, request.rcut + 1e-4):
+                coord, atype = start.coord.copy(), start.atype.copy()
+                coord[0, 2], atype[0, 2] = distance * along, kind
+                results.append(runner(case, Backend.TORCH)(graph_of(model, start.replace(coord=coord, atype=atype))))
+            inside, outside = results
+            for key in ("atom_energy", "force", "virial"):
+                jump = np.abs(inside[key] - outside[key]).max()
+                assert jump <= (1e-4 if single(case) else 1e-6), f"{key} jumps by {jump:.1e} at {request.rcut} Å"

@@ -1,0 +1,88 @@
+"""DeePMD-kit's numbers through the public face, on every backend (see tests/data/golden/README.md)."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dpmodel
+from dpmodel.geometry import TruncationWarning
+
+from .test_bridges import assert_same
+from .tolerance import distance
+
+FOLDER = Path(__file__).parents[1] / "data" / "golden"
+MODELS = sorted(path.stem for path in FOLDER.glob("*.npz"))
+GRADIENTS = {"force", "virial", "atom_virial"}
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::dpmodel.geometry.build.TruncationWarning"),  # tri14 cuts off on purpose
+    pytest.mark.parametrize("name", MODELS),
+]
+
+
+def evaluate(path: Path, data: dict[str, np.ndarray], backend: str) -> dict[str, np.ndarray]:
+    """Outputs by the names of the golden file."""
+    potential = dpmodel.load(path, backend=backend)
+    results = {}
+    for system in sorted({key.split("/")[0] for key in data}):
+        given = {key.split("/")[2]: value for key, value in data.items() if key.startswith(f"{system}/in/")}
+        coord, atype, box = given.pop("coord"), given.pop("atype"), given.pop("box", None)
+        out = potential.evaluate(coord, atype, box, **given, atomic=True)
+        results.update({f"{system}/out/{key}": value for key, value in out.items()})
+    return results
+
+
+def golden(name: str) -> dict[str, np.ndarray]:
+    with np.load(FOLDER / f"{name}.npz") as data:
+        return dict(data)
+
+
+def is_single(name: str) -> bool:
+    return "fp32" in name or "mixed_precision" in name
+
+
+@pytest.mark.parametrize("backend", ["numpy", "pt", "jax", "pt_expt"])
+def test_golden(name: str, backend: str) -> None:
+    data, path = golden(name), FOLDER / f"{name}.dp"
+    ours = evaluate(path, data, backend)
+    expected = {
+        key: value
+        for key, value in data.items()
+        if "/out/" in key and not (backend == "numpy" and key.split("/")[2] in GRADIENTS)
+    }
+    assert expected
+    for key, value in expected.items():
+        assert distance(ours[key], value) <= (2e-5 if is_single(name) else 1e-10), key
+    if not is_single(name) and backend != "pt":
+        for key, value in evaluate(path, data, "pt").items():
+            if key in ours:
+                assert distance(ours[key], value) <= (1e-11 if key.split("/")[2] in GRADIENTS else 1e-12), key
+
+
+@pytest.mark.parametrize("suffix", [".dp", ".yaml", ".json"])
+def test_round_trip(name: str, suffix: str, tmp_path: Path) -> None:
+    path, saved = FOLDER / f"{name}.dp", tmp_path / f"model{suffix}"
+    before = dpmodel.load(path, backend="pt")
+    dpmodel.save(before, saved)
+    after = dpmodel.load(saved, backend="pt")
+    assert_same(before.model, after.model)
+    data = golden(name)
+    first, second = evaluate(path, data, "pt"), evaluate(saved, data, "pt")
+    assert all(np.array_equal(second[key], value) for key, value in first.items())
+
+
+def test_truncation_is_said_once(name: str) -> None:
+    """The triclinic system cuts neighbours off: one warning, with the numbers."""
+    data = golden(name)
+    potential = dpmodel.load(FOLDER / f"{name}.dp", backend="numpy")
+    given = {key.split("/")[2]: value for key, value in data.items() if key.startswith("tri14/in/")}
+    coord, atype, box = given.pop("coord"), given.pop("atype"), given.pop("box")
+    with pytest.warns(TruncationWarning, match="sel = "):
+        potential.evaluate(coord, atype, box, **given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        potential.evaluate(coord, atype, box, **given)
