@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dpmodel.errors import InputError
 from dpmodel.geometry import GraphBuilder, TruncationWarning, neighbour_counts
-from dpmodel.graph import NeighbourRequest
+from dpmodel.graph import AngleRequest, Edges, NeighbourRequest, check
 
 CELL = np.array([[5.0, 0, 0], [2.0, 5.5, 0], [-1.0, 3.0, -6.0]])
 
@@ -87,6 +87,67 @@ def test_slots_follow_the_definition(seed, requests, excluded):
     assert used == set(range(len(graph.centre)))  # edges that no view uses are gone
 
 
+EDGE_REQUESTS = [
+    NeighbourRequest(rcut=4.0, sel=(100,), layout="edges"),
+    NeighbourRequest(rcut=4.5, sel=(9,), layout="edges", angles=AngleRequest(rcut=3.6, sel=100)),
+    NeighbourRequest(rcut=4.5, sel=(200,), layout="edges", angles=AngleRequest(rcut=3.9, sel=3)),
+    NeighbourRequest(rcut=3.0, sel=(7,), layout="edges", angles=AngleRequest(rcut=3.5, sel=0)),
+    NeighbourRequest(rcut=3.0, sel=(0,), layout="edges", angles=AngleRequest(rcut=2.5, sel=4)),
+]
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.integers(0, 1000),
+    st.lists(st.sampled_from(EDGE_REQUESTS), min_size=1, max_size=2),
+    st.sampled_from([(), ((0, 1),), ((1, 1),)]),
+)
+def test_edges_and_angles_follow_the_definition(seed, requests, excluded):
+    coord, atype, cell = frames(seed)
+    f, na = atype.shape
+    builder = GraphBuilder((*requests, REQUESTS[3]), 2, exclude_pairs=excluded)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)
+        graph = builder.build(coord, atype, cell)
+    for request, view in zip(requests, graph.views, strict=False):
+        want, angles = [], []
+        for k, i in itertools.product(range(f), range(na)):
+            own = []
+            if atype[k, i] >= 0:
+                seen = sees(coord[k], atype[k], cell[k], i, request.rcut)
+                own = selected(seen, atype[k], atype[k, i], request, excluded=excluded, t=None)
+            if request.angles is not None:
+                near = [len(want) + p for p, (r, _, _) in enumerate(own) if r < request.angles.rcut]
+                angles += itertools.product(near[: request.angles.sel], repeat=2)
+            want += [(k * na + i, k * na + j, vec) for _, j, vec in own]
+        assert isinstance(view, Edges)
+        assert graph.centre[view.row].tolist() == [i for i, _, _ in want]
+        assert graph.neighbour[view.row].tolist() == [j for _, j, _ in want]
+        np.testing.assert_allclose(graph.edge_vec[view.row], np.reshape([v for _, _, v in want], (-1, 3)), atol=1e-12)
+        assert view.mask.tolist() == [True] * len(want)
+        assert (view.angles is None) == (request.angles is None)
+        if view.angles is not None:
+            assert list(zip(view.angles.ij.tolist(), view.angles.ik.tolist(), strict=True)) == angles
+            assert view.angles.mask.tolist() == [True] * len(angles)
+            assert {view.angles.ij.dtype, view.angles.ik.dtype, view.row.dtype} == {np.dtype("int64")}
+
+
+def test_angles_leave_out_their_cutoff():
+    """The list of neighbours includes its cutoff, the angles exclude theirs."""
+    coord = np.array([[[0.0, 0, 0], [2, 0, 0], [0, 3, 0]]])
+    request = NeighbourRequest(rcut=3.0, sel=(9,), layout="edges", angles=AngleRequest(rcut=3.0, sel=9))
+    view = GraphBuilder((request,), 1).build(coord, np.zeros((1, 3), int), None).views[0]
+    assert view.row.tolist() == [0, 1, 2, 3]  # 0-1, 0-2, 1-0, 2-0
+    assert list(zip(view.angles.ij.tolist(), view.angles.ik.tolist(), strict=True)) == [(0, 0), (2, 2)]
+
+
+def test_excluded_pairs_span_no_angles_and_leave_room():
+    coord = np.array([[[0.0, 0, 0], [1, 0, 0], [0, 2, 0]]])
+    request = NeighbourRequest(rcut=2.1, sel=(9,), layout="edges", angles=AngleRequest(rcut=2.1, sel=1))
+    view = GraphBuilder((request,), 2, exclude_pairs=((0, 1),)).build(coord, np.array([[0, 1, 0]]), None).views[0]
+    assert list(zip(view.angles.ij.tolist(), view.angles.ik.tolist(), strict=True)) == [(0, 0), (1, 1)]
+
+
 def test_flat_fields_and_dtypes():
     coord, atype, cell = frames(5, f=3, na=4)
     atype[1] = -1
@@ -137,13 +198,16 @@ def test_types_are_grouped_in_stable_order():
 @pytest.mark.parametrize("f", [0, 1, 2])
 @pytest.mark.parametrize("open_boundaries", [True, False])
 def test_sizes_zero_and_one(f, na, open_boundaries):
-    requests = (REQUESTS[0], REQUESTS[4])
+    requests = (REQUESTS[0], REQUESTS[4], EDGE_REQUESTS[1])
     cell = None if open_boundaries else np.broadcast_to(4.2 * np.eye(3), (f, 3, 3))
     graph = GraphBuilder(requests, 2).build(np.zeros((f, na, 3)), np.zeros((f, na), int), cell)
+    check(graph)
     edges = 0 if open_boundaries else 6 * f * na
     assert graph.edge_vec.shape == (edges, 3)
     assert graph.views[1].edge.shape == (f * na, 6 if edges else 0)
     assert graph.views[0][1].mask.shape == (f * na, 0)
+    assert graph.views[2].row.shape == (edges,)
+    assert graph.views[2].angles.ij.shape == (0,)  # 4.2 Å is too far
     assert graph.natoms.tolist() == [na] * f
 
 
@@ -180,6 +244,10 @@ def test_the_cutoff_is_inclusive_and_open_axes_do_not_repeat():
             r"1 of 7 atoms.*2\.1 Å.*\[1, 4\].*\[1, 6\] by type.*\[1, 6\]",
         ),
         (NeighbourRequest(rcut=2.1, sel=(5,), layout="slots"), r"1 of 7 atoms.*2\.1 Å.*sel = 5 .*at most 6; sel = 6 "),
+        (
+            NeighbourRequest(rcut=9.0, sel=(6,), layout="edges", angles=AngleRequest(rcut=2.1, sel=4)),
+            r"1 of 7 atoms.*2\.1 Å.*sel = 4 of the angles holds.*at most 6; sel = 6 ",
+        ),
     ],
 )
 def test_cutting_off_neighbours_is_said_once(request_, numbers):
@@ -248,6 +316,18 @@ def test_bad_coordinates_name_frame_and_atom():
         (NeighbourRequest(rcut=4.0, sel=(3,), layout="typed_slots"), (), "one number per type"),
         (NeighbourRequest(rcut=4.0, sel="auto", layout="slots"), (), "resolve 'auto'"),
         (NeighbourRequest(rcut=-1.0, sel=(3,), layout="slots"), (), "rcut must be"),
+        (NeighbourRequest(rcut=4.0, sel=(3,), layout="table"), (), "layout must be"),
+        (NeighbourRequest(rcut=4.0, sel=(3,), layout="slots", angles=AngleRequest(rcut=3.0, sel=2)), (), "angles need"),
+        (
+            NeighbourRequest(rcut=4.0, sel=(3,), layout="edges", angles=AngleRequest(rcut=0.0, sel=2)),
+            (),
+            "rcut of the a",
+        ),
+        (
+            NeighbourRequest(rcut=4.0, sel=(3,), layout="edges", angles=AngleRequest(rcut=3.0, sel=-1)),
+            (),
+            "sel of the a",
+        ),
         (REQUESTS[0], ((0, 2),), "excluded pairs"),
     ],
 )
