@@ -52,8 +52,8 @@ def model_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 def sample_graph(like: Graph) -> Graph:
     """A small graph of the structure of `like` whose sizes are distinct primes, so that no two symbols coincide.
 
-    There are more nodes than owned atoms: where code takes the first n of m rows, the sizes of the sample stand for
-    the symbols, and with m < n the slice would be traced as all m rows.
+    There are more nodes than owned atoms: the first n of m rows are min(n, m) rows, and where the tracer must know
+    which, it asks the sample. With m < n every sum of such rows with n others would be refused.
     """
     free = _primes(11)
     sizes = {axis: next(free) for axis in ("atoms", "nodes", "edges", "frames")}
