@@ -119,8 +119,9 @@ class SeA(Descriptor):
         return not self.config.exclude_types or bool(self.config.set_davg_zero)
 
     def bytes_per_atom(self) -> int:
-        # Five arrays as wide as each layer (value, derivative, gradient and two temporaries) live at the peak.
-        return 5 * sum(self.config.neuron) * sum(self.config.sel) * self.davg.dtype.itemsize
+        # Five arrays as wide as each layer (value, derivative, gradient and two temporaries) live at the peak; an
+        # expansion of the nets in 100 terms with two derivatives, as a backend may choose, takes as much as 64 columns.
+        return 5 * max(sum(self.config.neuron), 64) * sum(self.config.sel) * self.davg.dtype.itemsize
 
     def with_statistics(
         self, graphs: Callable[[], Iterable[Graph]], *, protect: float, cache: StatCache | None = None

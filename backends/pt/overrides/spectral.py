@@ -15,6 +15,7 @@ The derivatives are written out: the first with respect to s, R, V and the secon
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -41,37 +42,42 @@ class SpectralSeA(SeA):
         if table.shape[0] * table.shape[1] < 256 or table.dtype not in ORDERS:
             return super()._embed(network, table)
         s = table[:, :, 0]
-        low, high = (float(v) for v in torch.aminmax(s.detach()))
+        low, high = torch.stack(torch.aminmax(s.detach())).tolist()
         if not (math.isfinite(low) and math.isfinite(high)):
             return super()._embed(network, table)
         pad = MARGIN * max(high - low, 1e-3)
         centre, half = 0.5 * (low + high), 0.5 * (high - low) + pad
-        values = _coefficients(network, centre, half, table)
+        values = coefficients(network, centre, half, table)
         if values is None:
             return super()._embed(network, table)
         return _Moments.apply(s, table, values, centre, half)
 
 
-def _coefficients(network: MLP, centre: float, half: float, like: torch.Tensor) -> torch.Tensor | None:
+def coefficients(network: MLP, centre: float, half: float, like: torch.Tensor) -> torch.Tensor | None:
     """(K, M) Chebyshev coefficients of the net on centre +- half; None where they do not fall to rounding."""
     small = 8 * torch.finfo(like.dtype).eps
     for order in ORDERS[like.dtype]:
-        nodes, transform = _nodes(order)
-        x = torch.as_tensor(centre + half * nodes, dtype=like.dtype, device=like.device)
-        values = network(x[:, None])
-        v = torch.as_tensor(transform, dtype=like.dtype, device=like.device) @ values
+        nodes, transform = _nodes(order, like.dtype, like.device)
+        v = transform @ network((centre + half * nodes)[:, None])
         size = v.detach().abs()
-        if float(size[-TAIL:].max()) <= small * float(size.max()):
+        tail, largest = torch.stack((size[-TAIL:].max(), size.max())).tolist()
+        if tail <= small * largest:
             return v
     return None
 
 
-def _nodes(order: int) -> tuple[np.ndarray, np.ndarray]:
-    """Chebyshev nodes (order,) and the matrix (order, order) from values there to coefficients."""
-    angle = np.pi * (np.arange(order) + 0.5) / order
-    transform = 2.0 / order * np.cos(np.arange(order)[:, None] * angle[None, :])
+@functools.cache
+def _nodes(order: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Chebyshev nodes (order,) and the matrix (order, order) from values there to coefficients.
+
+    The angle k (2 j + 1) pi / (2 order) is reduced to one turn in integers: large arguments would cost the cosine
+    digits that the test of the tail needs.
+    """
+    j, k = np.arange(order), np.arange(order)[:, None]
+    transform = 2.0 / order * np.cos(np.pi * ((k * (2 * j + 1)) % (4 * order)) / (2 * order))
     transform[0] *= 0.5
-    return np.cos(angle), transform
+    nodes = np.cos(np.pi * (2 * j + 1) / (2 * order))
+    return torch.as_tensor(nodes, dtype=dtype, device=device), torch.as_tensor(transform, dtype=dtype, device=device)
 
 
 def _basis(s: torch.Tensor, order: int, centre: float, half: float, derivatives: int) -> list[torch.Tensor]:
@@ -117,8 +123,28 @@ class _Moments(torch.autograd.Function):
                 zero_s, zero_r = _Curvature.apply(s, r, a.detach(), v.detach(), basis[1], *ctx.interval)
                 ds, dr = ds + zero_s, dr + zero_r
         if ctx.needs_input_grad[2]:
+            if torch.is_grad_enabled():
+                moments = _Expansion.apply(s, r, basis[0], *ctx.interval)
             dv = _sum_outer(moments, a)
         return ds, dr, dv, None, None
+
+
+class _Expansion(torch.autograd.Function):
+    """B (n, K, 4) from s (n, w) and R (n, w, 4), for derivatives of the weights' gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, s: Any, r: Any, t0: Any, centre: float, half: float) -> Any:
+        ctx.save_for_backward(s, r, t0)
+        ctx.interval = (centre, half)
+        return torch.bmm(t0, r)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Any) -> Any:
+        s, r, t0 = ctx.saved_tensors
+        centre, half = ctx.interval
+        t1 = _basis(s, t0.shape[1], centre, half, 1)[1]
+        return (torch.bmm(t1.transpose(1, 2), g) * r).sum(-1), torch.bmm(t0.transpose(1, 2), g), None, None, None
 
 
 class _Slopes(torch.autograd.Function):
