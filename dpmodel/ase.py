@@ -23,7 +23,7 @@ try:
     from ase.calculators.calculator import Calculator as AseCalculator
     from ase.calculators.calculator import all_changes
 except ModuleNotFoundError as _problem:
-    raise ImportError(f'dpmodel.ase needs ASE ({_problem}); install it with: pip install "dpmodel[ase]"') from _problem
+    raise ImportError(f"dpmodel.ase needs ASE ({_problem}); install it with: pip install ase") from _problem
 
 __all__ = ["Calculator"]
 

@@ -55,9 +55,9 @@ REQUIRES: dict[str, str] = {"numpy": "numpy", "pt": "torch", "jax": "jax", "pt_e
 """The package that each backend needs."""
 
 INSTALL: dict[str, str] = {
-    "pt": 'pip install "dpmodel[pt]"',
-    "jax": 'pip install "dpmodel[jax]"',
-    "pt_expt": 'pip install "dpmodel[pt]"',
+    "pt": "pip install torch",
+    "jax": "pip install jax",
+    "pt_expt": "pip install torch",
 }
 
 PREFERENCE = ("pt", "jax", "numpy")

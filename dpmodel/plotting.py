@@ -126,7 +126,7 @@ def _load(module: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as problem:
-        raise DPError(f'plots need matplotlib ({problem}); install it with: pip install "dpmodel[plot]"') from problem
+        raise DPError(f"plots need matplotlib ({problem}); install it with: pip install matplotlib") from problem
 
 
 def _figure(columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
