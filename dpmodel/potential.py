@@ -258,6 +258,10 @@ class _Frames:
 
 
 def _array(value: Any, name: str) -> np.ndarray:
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise InputError(
+            f"{name}: {np.ma.count_masked(value)} entries are masked; leave them out, or fill them with numbers"
+        )
     try:
         return np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as problem:  # RuntimeError: a tensor that requires grad
@@ -298,4 +302,8 @@ def _types(atype: Any, type_map: tuple[str, ...]) -> np.ndarray:
             ) from None
     if array.dtype.kind not in "iu" and array.size:
         raise InputError(f"atype: expected integers or symbols, got dtype {array.dtype}")
+    if array.dtype.kind == "u" and array.size and array.max() >= len(type_map):  # 2^64 - 1 would become -1
+        raise InputError(
+            f"atype: {array.max()} is out of range; this model knows 0 to {len(type_map) - 1} {list(type_map)}"
+        )
     return array.astype(np.int64, copy=False)

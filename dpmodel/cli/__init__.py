@@ -47,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), debug, 1)
     except OSError as error:
         return _fail(_explain(error), debug, 1)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return _fail(_OUT_OF_MEMORY + (f" ({error})" if str(error) else ""), debug, 1)
     return 0
 
 
@@ -55,6 +59,20 @@ def _fail(message: str, debug: bool, status: int) -> int:
         traceback.print_exc()
     print(f"dpmodel: error: {' '.join(message.split())}", file=sys.stderr)
     return status
+
+
+_OUT_OF_MEMORY = (
+    "the memory does not suffice: lower the batch size (training), DP_INFER_BATCH_SIZE (evaluation) or the cutoff"
+)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, or a framework (which is not imported here), found no memory."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if names & {"MemoryError", "OutOfMemoryError"}:
+        return True
+    words = ("not enough memory", "can't allocate memory", "out of memory", "RESOURCE_EXHAUSTED")
+    return any(word.lower() in str(error).lower() for word in words)
 
 
 def _explain(error: OSError) -> str:

@@ -34,7 +34,8 @@ def _map(path: str, stamp: int) -> np.ndarray[Any, Any]:
     """The array of a file, mapped. `stamp` is its time of change when it was checked; later changes are an error."""
     if _stamp(path) != stamp:
         raise DataError(f"{path}: the file changed while it was in use; start again, so that it is checked")
-    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    # Not numpy.load, which opens what begins as a zip archive or a pickle, whatever its name.
+    return np.asarray(np.lib.format.open_memmap(path, mode="r"))
 
 
 def _stamp(path: str) -> int:

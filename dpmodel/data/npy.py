@@ -166,7 +166,7 @@ class NpySystem:
 
 def _read_words(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").split()
+        return path.read_text(encoding="utf-8-sig").split()  # some editors begin a file with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: expected a readable text file ({error})") from None
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from dpmodel.errors import BackendError
+
 __all__ = ["installed", "vesin_pairs"]
 
 _LIBRARIES = {"linux": "lib/libvesin.so", "darwin": "lib/libvesin.dylib", "win32": "bin/vesin.dll"}
@@ -70,11 +72,11 @@ def vesin_pairs(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All directed pairs nearer than `cutoff`, in no order: centre (e,), neighbour (e,), image (e, 3), all int64.
 
-    coord (n, 3) and cell (3, 3) are float64. Raises RuntimeError with vesin's message where it fails.
+    coord (n, 3) and cell (3, 3) are float64. Raises BackendError with vesin's message where it fails.
     """
     loaded = _load()
     if loaded is None:
-        raise RuntimeError("vesin is not installed; install it, or ask for method='search'")
+        raise BackendError("vesin is not installed; install it, or ask for method='search'")
     api, library = loaded
     options = api.VesinOptions(cutoff=cutoff, full=True, return_shifts=True)
     options.n_threads = 1 if len(coord) < _THREADS_FROM else 0
@@ -93,7 +95,11 @@ def vesin_pairs(
             ctypes.byref(message),
         )
         if status != 0:
-            raise RuntimeError(f"vesin: {(message.value or b'no message').decode()}")
+            said = (message.value or b"no message").decode(errors="replace")
+            raise BackendError(
+                f"vesin found no neighbours of {len(coord)} atoms within {cutoff:g} Å: {said}. "
+                "Check coordinates and cell; uninstall vesin to use the slower built-in search"
+            )
         if found.length == 0:
             return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.int64)
         pairs = np.ctypeslib.as_array(ctypes.cast(found.pairs, ctypes.POINTER(ctypes.c_size_t)), (found.length, 2))

@@ -314,13 +314,13 @@ def _check_frames(
     coord = _as_numbers("coord", coord)
     if atype.size and atype.dtype.kind not in "iu":
         raise InputError(f"atype must hold integers, got {atype.dtype}")
-    atype = atype.astype(np.int64, copy=False)
-    wrong = (atype < -1) | (atype >= ntypes)
+    wrong = (atype < -1) | (atype >= ntypes)  # before the conversion, which makes -1 of 2^64 - 1
     if wrong.any():
         k, a = np.argwhere(wrong)[0]
         raise InputError(
             f"frame {k}: atom {a} has type {atype[k, a]}; expected 0 to {ntypes - 1}, or -1 for a virtual atom"
         )
+    atype = atype.astype(np.int64, copy=False)
     wrong = ~np.isfinite(coord).all(axis=2) & (atype >= 0)
     if wrong.any():
         k, a = np.argwhere(wrong)[0]

@@ -138,6 +138,21 @@ def test_errors_become_one_line_and_a_status(capsys, monkeypatch) -> None:
     assert fails(capsys, "show", "x") == "dpmodel: error: the disk is full"
     run_instead(monkeypatch, raising(KeyboardInterrupt()))
     assert fails(capsys, "show", "x", status=130) == "dpmodel: error: interrupted"
+
+    class OutOfMemoryError(RuntimeError):  # as PyTorch calls its own
+        pass
+
+    for error in (
+        MemoryError(),
+        MemoryError("Unable to allocate 8 TiB"),
+        OutOfMemoryError("CUDA"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("RESOURCE_EXHAUSTED: 9 bytes"),
+    ):
+        run_instead(monkeypatch, raising(error))
+        line = fails(capsys, "show", "x")
+        assert line.startswith("dpmodel: error: the memory does not suffice")
+        assert str(error) in line
     # A fault of the program is not dressed up as one of the user.
     run_instead(monkeypatch, raising(RuntimeError("a fault")))
     with pytest.raises(RuntimeError, match="a fault"):

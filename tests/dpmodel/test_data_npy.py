@@ -213,6 +213,11 @@ def shorten(path):
     file.write_bytes(file.read_bytes()[:-8])
 
 
+def archive(path):
+    with (path / "set.000" / "force.npy").open("wb") as stream:
+        np.savez(stream, force=np.zeros((2, 15)))
+
+
 def remove(pattern):
     def damage(path):
         for item in list(path.glob(pattern)):
@@ -255,6 +260,11 @@ DAMAGES = {
         change("energy", lambda a: np.array([None] * len(a), dtype=object)),
         r"energy\.npy: expected a complete npy",
     ),
+    "begins as a zip archive": (
+        text("set.000/force.npy", b"PK\x03\x04 no archive"),
+        r"force\.npy: expected a complete",
+    ),
+    "an archive of arrays": (archive, r"force\.npy: expected a complete npy"),
     "words": (change("energy", lambda a: np.array(["a"] * len(a))), r"energy\.npy: expected an npy file of numbers"),
     "no frames": (change("coord", lambda a: a[:0]), "at least one frame"),
     "frames differ": (change("force", lambda a: a[:1]), r"force\.npy: expected shape 2 x 15 .*found 1 x 15"),
@@ -286,6 +296,15 @@ def test_numbers_whose_sum_overflows_are_still_numbers(system):
     path, _ = system
     put("force", (0, slice(0, 2)), 1.7e308)(path)
     assert NpySystem.open(path, labels=ALL).nframes == 5
+
+
+def test_a_byte_order_mark_is_no_text(system):
+    path, _ = system
+    plain = NpySystem.open(path, ["O", "H"]).batch(np.array([0]))
+    for name in ("type.raw", "type_map.raw"):
+        (path / name).write_bytes(b"\xef\xbb\xbf" + (path / name).read_bytes())
+    marked = NpySystem.open(path, ["O", "H"]).batch(np.array([0]))
+    np.testing.assert_array_equal(marked.atype, plain.atype)
 
 
 def test_left_handed_and_small_cells_are_cells(system):

@@ -286,6 +286,7 @@ def test_exclusion_is_no_truncation_and_fills_nothing_back():
         ({"atype": np.zeros((2, 7))}, "atype must hold integers"),
         ({"atype": np.eye(2, 7, 4, dtype=int) * 2}, "frame 0: atom 4 has type 2; expected 0 to 1"),
         ({"atype": np.full((2, 7), -2)}, "frame 0: atom 0 has type -2"),
+        ({"atype": np.full((2, 7), 2**64 - 1, np.uint64)}, "frame 0: atom 0 has type 18446744073709551615"),
         ({"cell": np.zeros((2, 9))}, r"cell must have shape \(frames, 3, 3\)"),
         ({"cell": np.stack([np.eye(3) * 9, np.zeros((3, 3))])}, "frame 1: .*linearly dependent"),
         ({"pbc": (True, True)}, "pbc must be"),

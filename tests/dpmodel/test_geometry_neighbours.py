@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpmodel.errors import InputError
+from dpmodel.errors import BackendError, InputError
 from dpmodel.geometry import neighbour_pairs
 from dpmodel.geometry import neighbours as module
 from dpmodel.geometry import search as search_module
@@ -214,6 +214,11 @@ def test_without_vesin_the_search_serves(monkeypatch):
     assert len(neighbour_pairs(np.zeros((1, 3)), np.eye(3), True, 1.0).centre) == 6
     with pytest.raises(InputError, match="vesin is not installed"):
         neighbour_pairs(np.zeros((1, 3)), np.eye(3), True, 1.0, method="vesin")
+
+
+def test_what_vesin_refuses_is_an_error_of_ours():
+    with pytest.raises(BackendError, match="vesin found no neighbours of 2 atoms within -1 Å: "):
+        module._vesin.vesin_pairs(np.zeros((2, 3)), np.eye(3), (True, True, True), -1.0)
 
 
 def test_vesin_is_used_and_brings_no_framework():
