@@ -4,9 +4,11 @@
     ROOT/TYPE_MAP/bias_atom_KEY, std_atom_KEY       (ntypes, dim)
     ROOT/TYPE_MAP/fparam, aparam                    (dim, 3), rows [n, s, q]
     ROOT/TYPE_MAP/observed_type                     symbols as bytes, by atomic number
+    ROOT/TYPE_MAP/options                           what they were made with (`statistics.options`); only written here
 
 ROOT is a folder of .npy payloads (names without a suffix), or an HDF5 file (.h5, .hdf5). TYPE_MAP is the type map
-joined by spaces. The names say nothing about the data: whoever changes the data removes the cache.
+joined by spaces. The names say nothing about the data: whoever changes the data removes the cache. Statistics that
+were made with other options are computed anew, or refused in mode "read".
 
     cache = StatCache("stat", ("O", "H"))
     found = cache.output_bias("energy", dim=1)      # None: compute it, then
@@ -15,12 +17,13 @@ joined by spaces. The names say nothing about the data: whoever changes the data
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import h5py
 import numpy as np
@@ -30,9 +33,12 @@ from dpmodel.files.atomic import atomic_write
 from dpmodel.files.hdf5 import FAULTS, write_hdf5
 from dpmodel.statistics.environment import item_names
 from dpmodel.statistics.items import StatItem
+from dpmodel.statistics.options import check_finite, differing, pack, plain_options, unpack
 from dpmodel.statistics.output_bias import Bias
 
 __all__ = ["MARKER", "StatCache"]
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -80,11 +86,13 @@ class StatCache:
                 f"stat_file {self.path} does not exist, and stat_file_mode is 'read'; use 'update' to make it"
             )
         self._store: _Store = _HDF5(self.path) if hdf5 else _Folder(self.path)
+        self.environment_options: Mapping[str, Any] = {}
+        """What environment statistics depend on besides their key."""
 
     # --- environment ----------------------------------------------------------------------------------
 
     def environment(self, key: str, *, radial_only: bool = False) -> dict[str, StatItem] | None:
-        """The items below `key` (`environment_key`); None unless all of them are there."""
+        """The items below `key` (`environment_key`); None unless all are there, made with `environment_options`."""
         items = {}
         for name in item_names(self.ntypes, radial_only=radial_only):
             rows = self._rows(f"{key}/{name}", 1)
@@ -92,16 +100,20 @@ class StatCache:
                 self._missing(f"{key}/{name}")
                 return None
             items[name] = rows[0]
-        return items
+        return items if self._made_with(key, self.environment_options) else None
 
     def store_environment(self, key: str, items: Mapping[str, StatItem]) -> None:
         """Store all items of a descriptor below `key`."""
-        self._put({f"{key}/{name}": item.as_array() for name, item in items.items()})
+        entries = {f"{key}/{name}": item.as_array() for name, item in items.items()}
+        self._put_made_with(entries, {key: self.environment_options})
 
     # --- output ---------------------------------------------------------------------------------------
 
-    def output_bias(self, name: str, *, dim: int) -> Bias | None:
-        """Bias and deviation (ntypes, dim) of the output `name`; None unless both were written completely."""
+    def output_bias(self, name: str, *, dim: int, options: Mapping[str, Any] | None = None) -> Bias | None:
+        """Bias and deviation (ntypes, dim) of the output `name`; None unless both were written completely.
+
+        options: what the bias depends on besides the data; None is also the answer where it was made with others.
+        """
         if self._store.exists(f"{self.group}/{MARKER}"):
             self._missing(f"{name} (its last write was interrupted)")
             return None
@@ -116,9 +128,9 @@ class StatCache:
             if x.ndim < 1 or x.shape[0] != self.ntypes or x.size != self.ntypes * dim:
                 raise DataError(f"{where}: expected shape ({self.ntypes}, {dim}), got {x.shape}; {_REMEDY}")
             pair.append(x.reshape(self.ntypes, dim))
-        return pair[0], pair[1]
+        return (pair[0], pair[1]) if self._made_with(f"bias_atom_{name}", options or {}) else None
 
-    def store_output_bias(self, pairs: Mapping[str, Bias]) -> None:
+    def store_output_bias(self, pairs: Mapping[str, Bias], options: Mapping[str, Any] | None = None) -> None:
         """Store (bias, deviation) of several outputs; a reader sees either all of a pair or nothing of it."""
         entries = {}
         for name, (bias, deviation) in pairs.items():
@@ -130,7 +142,7 @@ class StatCache:
             self._store.remove([f"{self.group}/{n}" for n in self._store.names(self.group) if n.startswith(_PAIRS)])
         if not self._store.atomic:
             self._store.mark(marker)
-        self._put(entries)
+        self._put_made_with(entries, {f"bias_atom_{name}": options or {} for name in pairs})
         self._store.remove([marker])
 
     # --- parameters and types -------------------------------------------------------------------------
@@ -196,12 +208,47 @@ class StatCache:
             raise DataError(f"{where}: a number or a sum of squares is negative; {_REMEDY}")
         return tuple(StatItem(*row) for row in x.tolist())
 
+    def _options(self) -> dict[str, dict[str, Any] | None]:
+        value = self._get("options")
+        try:
+            return {} if value is None else unpack(value)
+        except ValueError as error:
+            raise DataError(f"{self._where('options')}: {error}; {_REMEDY}") from error
+
+    def _made_with(self, part: str, options: Mapping[str, Any]) -> bool:
+        """Whether the part was made with these options. Raises DataError in mode "read" where it was not."""
+        other = differing(self._options().get(part, {}), plain_options(options))
+        if not other:
+            return True
+        what = f"{self._where(part)} was made with other options: {'; '.join(other)}"
+        if self.mode == "read":
+            raise DataError(f"{what}, and stat_file_mode is 'read'; use 'update' to compute it again")
+        logger.warning("%s; it is computed again", what)
+        return False
+
+    def _put_made_with(self, entries: Mapping[str, np.ndarray], parts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Store entries and their options; a run that is killed in between leaves parts that nobody takes."""
+        self._writable()
+        known = self._options()
+        final = pack({**known, **{part: plain_options(options) for part, options in parts.items()}})
+        changed = {part for part, options in parts.items() if known.get(part, {}) != plain_options(options)}
+        if changed and self._store.atomic:
+            entries, changed = {**entries, "options": final}, set()
+        if changed:  # otherwise old and new numbers belong to the same options
+            check_finite(entries, self._where)
+            self._put({"options": pack({**known, **dict.fromkeys(changed)})})
+        self._put(entries)
+        if changed:
+            self._put({"options": final})
+
     def _writable(self) -> None:
         if self.mode == "read":
             raise InputError(f"stat_file {self.path} is open with stat_file_mode 'read'; use 'update' to write to it")
 
     def _put(self, entries: Mapping[str, np.ndarray]) -> None:
+        """Store entries. Raises DataError, and stores nothing, where a number is not finite."""
         self._writable()
+        check_finite(entries, self._where)
         self._store.put({f"{self.group}/{name}": value for name, value in entries.items()})
 
 

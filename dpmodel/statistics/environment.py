@@ -143,7 +143,8 @@ def environment_key(
 ) -> str:
     """Name of the group of a descriptor's environment statistics: a sha1 of its parameters, radii to 0.01 Å.
 
-    Protection and excluded pairs do not enter (so that caches can be exchanged): remove the cache when they change.
+    Protection, excluded pairs and further digits of radii do not enter (so that caches can be exchanged): they are in
+    `StatCache.environment_options`.
     """
     described = {
         "type": "se_r" if radial_only else "se_a",

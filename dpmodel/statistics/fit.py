@@ -16,6 +16,7 @@ from dpmodel.models.standard import StandardModel
 from dpmodel.op import Op
 from dpmodel.precision import global_dtype
 from dpmodel.statistics.cache import StatCache
+from dpmodel.statistics.options import check_finite, pairs
 from dpmodel.statistics.output_bias import Bias, atomic_bias, frame_bias, merge_bias, type_counts
 from dpmodel.statistics.parameters import mean_and_inverse_deviation, parameter_items
 
@@ -40,7 +41,8 @@ def fit_statistics(
 
     builder: makes the graphs that the model asks for.
 
-    Without any label of the output the bias stays, with a warning. Raises DataError for labels that are not finite.
+    Without any label of the output the bias stays, with a warning. Raises DataError for labels or statistics that are
+    not finite.
     """
     batches: list[Batch] = list(statistics_batches(dataset, nbatch))
 
@@ -48,9 +50,13 @@ def fit_statistics(
         for batch in batches:
             yield builder.build(batch.coord, batch.atype, batch.cell if batch.pbc else None)
 
+    if cache is not None:
+        cache.environment_options = _environment_options(model)
     descriptor = model.descriptor.with_statistics(graphs, protect=protect, cache=cache)
     fitting = _fit_parameters(model.fitting, batches, protect, cache)
     bias, deviation = _fit_bias(model, batches, cache)
+    found = {**_state("descriptor", descriptor), **_state("fitting_net", fitting), "out_bias": bias}
+    check_finite({**found, "out_std": deviation}, str)
     if cache is not None and cache.observed_types() is None:
         seen = {int(t) for batch in batches for t in np.unique(batch.atype) if t >= 0}
         cache.store_observed_types([model.type_map[t] for t in sorted(seen)])
@@ -58,6 +64,24 @@ def fit_statistics(
     return model.replace(
         descriptor=descriptor, fitting=fitting, out_bias=bias.astype(dtype), out_std=deviation.astype(dtype)
     )
+
+
+def _state(part: str, op: Op) -> dict[str, Any]:
+    return {f"{part}.{name}": np.asarray(value) for name, value in op.state().items()}
+
+
+def _environment_options(model: StandardModel) -> dict[str, Any]:
+    """What environment statistics depend on and `environment_key` leaves out."""
+    config = model.descriptor.config
+    found = {
+        "env_protection": getattr(config, "env_protection", 0.0),
+        "exclude_types": pairs(getattr(config, "exclude_types", ())),
+        "pair_exclude_types": pairs(model.pair_exclude_types),
+    }
+    for name in ("rcut", "rcut_smth"):  # the key has two decimals
+        radius = getattr(config, name, 0.0)
+        found[name] = 0.0 if radius == round(radius, 2) else radius
+    return found
 
 
 def _fit_parameters(fitting: Any, batches: Sequence[Batch], protect: float, cache: StatCache | None) -> Op:
@@ -88,7 +112,8 @@ def _fit_bias(model: StandardModel, batches: Sequence[Batch], cache: StatCache |
     """(ntypes, dim) bias and deviation of the model's output."""
     output = model.output()
     dim = int(np.prod(output.shape))
-    known = None if cache is None else cache.output_bias(output.name, dim=dim)
+    options = _bias_options(model, output.name)
+    known = None if cache is None else cache.output_bias(output.name, dim=dim, options=options)
     if known is not None:
         return known
     framed = [b for b in batches if b.found.get(output.name, 0.0) > 0]
@@ -116,8 +141,18 @@ def _fit_bias(model: StandardModel, batches: Sequence[Batch], cache: StatCache |
         if value is not None:  # labels of atoms do not change what the input fixes
             bias[0][t] = value
     if cache is not None:
-        cache.store_output_bias({output.name: bias})
+        cache.store_output_bias({output.name: bias}, options)
     return bias
+
+
+def _bias_options(model: StandardModel, name: str) -> dict[str, Any]:
+    """What the bias depends on besides the labels."""
+    given = model.preset_out_bias is not None and name in model.preset_out_bias
+    preset = [] if (values := _preset(model, name)) is None or all(v is None for v in values) else list(values)
+    return {
+        "preset_out_bias" if given else "atom_ener": preset,
+        "atom_exclude_types": sorted(set(model.atom_exclude_types)),
+    }
 
 
 def _counts(batch: Batch, ntypes: int) -> np.ndarray:

@@ -232,7 +232,7 @@ def test_type_counts_leave_virtual_atoms_out() -> None:
 
 
 @pytest.mark.parametrize(
-    "labels, counts, preset, words",
+    ("labels", "counts", "preset", "words"),
     [
         ([[math.nan]], [[1.0]], None, "NaN"),
         (np.zeros((0, 1)), np.zeros((0, 2)), None, "at least one frame"),
@@ -271,7 +271,7 @@ def test_parameters() -> None:
 
 
 @pytest.mark.parametrize(
-    "blocks, words",
+    ("blocks", "words"),
     [
         ([], "no system has fparam"),
         ([(np.zeros((2, 2)), [False, False])], "no system has fparam"),
@@ -395,6 +395,64 @@ def test_read_mode(path: Path) -> None:
     assert (sorted(path.rglob("*")) if path.is_dir() else path.read_bytes()) == before
 
 
+def test_statistics_of_other_options_are_not_taken(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache, other = StatCache(path, TYPE_MAP), {"env_protection": 0.5, "exclude_types": [[0, 1]]}
+    cache.store_environment("abc", ITEMS)
+    cache.store_output_bias({"energy": BIAS}, {"atom_exclude_types": [], "preset_out_bias": None})
+    assert cache.environment("abc") == ITEMS and cache.output_bias("energy", dim=1) is not None
+    cache.environment_options = other
+    assert cache.environment("abc") is None
+    assert "env_protection is 0.5 (was null); exclude_types" in caplog.text
+    assert cache.output_bias("energy", dim=1, options={"preset_out_bias": [1.0, None]}) is None
+    cache.store_environment("abc", ITEMS)
+    cache.store_output_bias({"energy": BIAS}, {"preset_out_bias": (1.0, None)})
+    read = StatCache(path, TYPE_MAP, "read")
+    with pytest.raises(DataError, match="env_protection is null"):
+        read.environment("abc")
+    with pytest.raises(DataError, match="preset_out_bias is null"):
+        read.output_bias("energy", dim=1)
+    read.environment_options = other
+    assert read.environment("abc") == ITEMS
+    assert read.output_bias("energy", dim=1, options={"preset_out_bias": [1.0, None]}) is not None
+    cache._store.remove(["O H/options"])  # as other writers leave it
+    with pytest.raises(DataError, match="env_protection is 0"):
+        read.environment("abc")
+    cache._store.put({"O H/options": np.array([b"[1"])})
+    with pytest.raises(DataError, match="options"):
+        read.output_bias("energy", dim=1)
+
+
+def test_environment_whose_writing_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = StatCache(tmp_path / "stat", TYPE_MAP)
+    cache.store_environment("abc", ITEMS)
+    cache.environment_options, put = {"env_protection": 0.5}, cache._store.put
+
+    def killed(entries: Any) -> None:
+        if any(name.endswith("options") for name in entries):
+            put(entries)
+        else:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cache._store, "put", killed)
+    with pytest.raises(KeyboardInterrupt):
+        cache.store_environment("abc", ITEMS)
+    for options in ({}, {"env_protection": 0.5}):
+        cache.environment_options = options
+        assert cache.environment("abc") is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_not_stored(path: Path, value: float) -> None:
+    cache = StatCache(path, TYPE_MAP)
+    with pytest.raises(DataError, match="NaN or infinite, and nothing was stored"):
+        cache.store_environment("abc", {**ITEMS, "r_0": StatItem(1.0, value, 1.0)})
+    with pytest.raises(DataError, match="bias_atom_energy"):
+        cache.store_output_bias({"energy": (np.full((2, 1), value), np.ones((2, 1)))})
+    with pytest.raises(DataError, match="fparam"):
+        cache.store_parameters("fparam", (StatItem(1, value, 3),))
+    assert not [p for p in path.parent.rglob("*") if p.is_file()]
+
+
 def test_half_a_pair_is_no_pair(path: Path) -> None:
     cache = StatCache(path, TYPE_MAP)
     cache.store_output_bias({"energy": BIAS})
@@ -438,7 +496,7 @@ module.StatCache(sys.argv[1], ("O", "H")).store_output_bias({"energy": pair, "do
 """
 
 
-@pytest.mark.parametrize("name, last", [("stat", 1), ("stat", 3), ("stat.h5", 0)])
+@pytest.mark.parametrize(("name", "last"), [("stat", 1), ("stat", 3), ("stat.h5", 0)])
 def test_a_kill_leaves_whole_pairs_or_none(tmp_path: Path, name: str, last: int) -> None:
     path = tmp_path / name
     cache = StatCache(path, TYPE_MAP)
@@ -503,7 +561,7 @@ def test_damaged_hdf5(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "value, words",
+    ("value", "words"),
     [
         (np.zeros((3, 1)), "expected shape"),
         (np.zeros(()), "expected shape"),
