@@ -423,7 +423,7 @@ class Toy(Descriptor):
         return self.config.width
 
     def requests(self) -> tuple[NeighbourRequest, ...]:
-        return (NeighbourRequest(rcut=self.config.rcut, sel=tuple(self.config.sel), typed=False),)
+        return (NeighbourRequest(rcut=self.config.rcut, sel=tuple(self.config.sel), layout="slots"),)
 
     def bytes_per_atom(self) -> int:
         return 8 * self.config.width * sum(self.config.sel)
