@@ -66,6 +66,7 @@ class Potential:
             ntypes=self._model.ntypes,
             exclude_pairs=self._model.pair_exclude_types,
             group_by_type=self._model.groups_types(),
+            allow_overlap=self._model.tolerates_overlap(),
         )
 
     @classmethod
@@ -173,7 +174,9 @@ class Potential:
         for part in frames.chunks(size):
             given = {k: None if v is None else v[part] for k, v in parameters.items()}
             cell = None if frames.cell is None else frames.cell[part]
-            graph = self._builder.build(frames.coord[part], frames.atype[part], cell, pbc=pbc, **given)
+            graph = self._builder.build(
+                frames.coord[part], frames.atype[part], cell, pbc=pbc, numbers=range(part.start, part.stop), **given
+            )
             flat = evaluate_graph(self._evaluator, graph, self._model, forces=forces, atomic=atomic, size=size)
             parts.append(assemble_frames(flat, frames.coord[part].shape[:2], self._model.output(), atomic=atomic))
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}

@@ -57,6 +57,10 @@ class Descriptor(Op):
         """The neighbour lists that `call` expects in `graph.views`, in order."""
         raise NotImplementedError(f"{type(self).__name__} does not define requests()")
 
+    def tolerates_overlap(self) -> bool:
+        """Whether features are finite where two atoms are at one place."""
+        return False
+
     def groups_types(self) -> bool:
         """Whether `call` needs `Graph.types`."""
         return False

@@ -103,6 +103,9 @@ class SeA(Descriptor):
     def groups_types(self) -> bool:
         return not self.config.type_one_side
 
+    def tolerates_overlap(self) -> bool:
+        return bool(self.config.env_protection > 0.0)
+
     def requests(self) -> tuple[NeighbourRequest, ...]:
         return (NeighbourRequest(rcut=self.config.rcut, sel=tuple(self.config.sel), layout="typed_slots"),)
 

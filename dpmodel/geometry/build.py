@@ -57,6 +57,8 @@ class GraphBuilder:
     """Pairs of types that are no neighbours, in either direction."""
     group_by_type: bool = True
     """Whether to fill `Graph.types`."""
+    allow_overlap: bool = False
+    """Whether atoms may be at one place, as `Model.tolerates_overlap` says; else such pairs are refused."""
     _warned: list[bool] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -88,23 +90,28 @@ class GraphBuilder:
         aparam: np.ndarray | None = None,
         spin: np.ndarray | None = None,
         charge_spin: np.ndarray | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> Graph:
         """The graph of f frames of na atoms each.
 
         coord (f, na, 3), Å. atype (f, na), -1 is a virtual atom (its coordinates are ignored). cell (f, 3, 3), rows
         are vectors, or None (open); `pbc` per axis. fparam (f, df), aparam (f, na, da), spin (f, na, 3),
-        charge_spin (f, 2).
+        charge_spin (f, 2). numbers: what messages call the frames; None counts from 0.
 
-        Raises InputError naming frame and atom: shapes, types outside [-1, ntypes), NaN, singular cells.
+        Raises InputError naming frame and atom: shapes, types outside [-1, ntypes), NaN, singular cells, atoms at one
+        place.
         """
-        coord, atype, cell = _check_frames(coord, atype, cell, self.ntypes)
+        numbers = range(len(coord)) if numbers is None else numbers
+        coord, atype, cell = _check_frames(coord, atype, cell, self.ntypes, numbers)
         pbc = check_pbc(pbc)
         f, na = atype.shape
         extra: dict[str, Any] = _check_extra(f, na, fparam=fparam, aparam=aparam, spin=spin, charge_spin=charge_spin)
         flat = np.reshape(atype, (f * na,))
-        pairs = self._pairs(coord, atype, cell, pbc)
+        pairs = self._pairs(coord, atype, cell, pbc, numbers)
         rows = list(map(functools.partial(self._select, pairs, f * na), self.requests))
         pairs, rows = _cut(pairs, rows)
+        if not self.allow_overlap:
+            _check_overlap(pairs, na, numbers)
         views = tuple(map(functools.partial(self._view, pairs, f * na), self.requests, rows))
         return Graph(
             atype=flat,
@@ -120,7 +127,12 @@ class GraphBuilder:
         )
 
     def _pairs(
-        self, coord: np.ndarray, atype: np.ndarray, cell: np.ndarray | None, pbc: tuple[bool, bool, bool]
+        self,
+        coord: np.ndarray,
+        atype: np.ndarray,
+        cell: np.ndarray | None,
+        pbc: tuple[bool, bool, bool],
+        numbers: Sequence[int],
     ) -> _Pairs:
         """All pairs of real atoms within the largest cutoff, of all frames."""
         f, na = atype.shape
@@ -129,7 +141,7 @@ class GraphBuilder:
         for k in range(f if rcut > 0.0 else 0):
             real = np.flatnonzero(atype[k] >= 0)
             box = None if cell is None else cell[k]
-            pairs = neighbour_pairs(coord[k][real], box, pbc, rcut, where=f"frame {k}: ")
+            pairs = neighbour_pairs(coord[k][real], box, pbc, rcut, where=f"frame {numbers[k]}: ")
             rows = real + k * na
             parts.append((rows[pairs.centre], rows[pairs.neighbour], pairs.vec, pairs.distance))
         if not parts:
@@ -303,7 +315,7 @@ def _check_angles(angles: AngleRequest, layout: str) -> None:
 
 
 def _check_frames(
-    coord: np.ndarray, atype: np.ndarray, cell: np.ndarray | None, ntypes: int
+    coord: np.ndarray, atype: np.ndarray, cell: np.ndarray | None, ntypes: int, numbers: Sequence[int] = (0,)
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """The three as float64, int64, float64, after checks of shapes, types and numbers (not of the cells' volumes)."""
     coord, atype = np.asarray(coord), np.asarray(atype)
@@ -318,18 +330,35 @@ def _check_frames(
     if wrong.any():
         k, a = np.argwhere(wrong)[0]
         raise InputError(
-            f"frame {k}: atom {a} has type {atype[k, a]}; expected 0 to {ntypes - 1}, or -1 for a virtual atom"
+            f"frame {numbers[k]}: atom {a} has type {atype[k, a]}; expected 0 to {ntypes - 1}, or -1 for a virtual atom"
         )
     atype = atype.astype(np.int64, copy=False)
     wrong = ~np.isfinite(coord).all(axis=2) & (atype >= 0)
     if wrong.any():
         k, a = np.argwhere(wrong)[0]
-        raise InputError(f"frame {k}: atom {a} has NaN or infinite coordinates: {coord[k, a].tolist()}")
+        raise InputError(f"frame {numbers[k]}: atom {a} has NaN or infinite coordinates: {coord[k, a].tolist()}")
     if cell is not None:
         cell = _as_numbers("cell", np.asarray(cell))
         if cell.shape != (coord.shape[0], 3, 3):
             raise InputError(f"cell must have shape (frames, 3, 3) = {(coord.shape[0], 3, 3)}, got {cell.shape}")
     return coord, atype, cell
+
+
+_SAME_PLACE = 1e-6
+"""Å. Nearer atoms make descriptors and their derivatives overflow."""
+
+
+def _check_overlap(pairs: _Pairs, na: int, numbers: Sequence[int]) -> None:
+    """Refuse atoms at one place, where the environment matrix divides by zero."""
+    if float(np.min(pairs.distance, initial=_FARTHEST)) >= _SAME_PLACE:
+        return
+    row = int(np.argmin(pairs.distance))
+    (k, a), b = divmod(int(pairs.centre[row]), na), int(pairs.neighbour[row]) % na
+    who = f"atoms {a} and {b} are" if a != b else f"atom {a} and an image of it are"
+    raise InputError(
+        f"frame {numbers[k]}: {who} {pairs.distance[row]:.3g} Å apart, at one place: "
+        "energies and forces would be NaN or infinite. Remove one of them, and check units and cell"
+    )
 
 
 def _as_numbers(name: str, x: np.ndarray) -> np.ndarray:

@@ -30,6 +30,8 @@ _MAX_REACH = 3000
 """Images along one axis at most; keeps the order of images within int64."""
 _VESIN_SPAN = 256.0
 """Cutoffs that atoms may span along open axes for vesin; beyond, the built-in search serves."""
+_VESIN_BINS = 5e4
+"""Half of what vesin makes at most."""
 _MAX_PAIRS = 1e9
 """Expected number of pairs at most: about 100 GB, certainly a mistake."""
 
@@ -82,7 +84,7 @@ def neighbour_pairs(
     largest = float(xp.max(xp.abs(wrapped))) if wrapped.shape[0] else 0.0
     # The searches compare rounded displacements; a little more is asked for, and cut exactly below.
     cutoff = rcut + 1e-9 * (rcut + largest)
-    if method == "vesin" and not _too_open(wrapped, lattice, cutoff):
+    if method == "vesin" and not _too_wide(wrapped, lattice, cutoff):
         box = np.eye(3) if lattice is None else lattice.vectors
         periodic = (False, False, False) if lattice is None else lattice.pbc
         centre, neighbour, image = _vesin.vesin_pairs(np.asarray(wrapped), box, periodic, cutoff)
@@ -111,15 +113,29 @@ def _check_size(n: int, lattice: Lattice | None, rcut: float, where: str) -> Non
             )
 
 
-def _too_open(coord: Array, lattice: Lattice | None, cutoff: float) -> bool:
-    """Whether atoms spread so far along open axes that vesin should not be asked.
+def _too_wide(coord: Array, lattice: Lattice | None, cutoff: float) -> bool:
+    """Whether the box or the atoms along open axes span so many cutoffs that vesin should not be asked.
 
-    vesin 0.6 takes a minute for three atoms of a slab 1e5 Å apart, and crashes (SIGFPE) for 1e9 Å without a cell.
+    vesin 0.6 takes a minute for three atoms of a slab 1e5 Å apart, and crashes (SIGFPE) for 1e9 Å without a cell: it
+    shrinks the numbers of its bins by one factor until 1e5 bins remain, and none may be left along the shortest axis.
     """
-    xp = array_namespace(coord)
-    if coord.shape[0] == 0 or (lattice is not None and all(lattice.pbc)):
+    if coord.shape[0] == 0:
         return False
-    return float(xp.max(xp.max(coord, axis=0) - xp.min(coord, axis=0))) > _VESIN_SPAN * cutoff
+    lengths, is_open = _extents(coord, lattice), np.ones(3, np.bool_) if lattice is None else ~np.array(lattice.pbc)
+    bins = np.maximum(lengths / cutoff, 1.0)
+    total = float(np.prod(bins))
+    few = total > _VESIN_BINS and float(bins.min()) * (_VESIN_BINS / total) ** (1 / 3) < 2.0
+    return few or bool(np.max(bins[is_open], initial=0.0) > _VESIN_SPAN)
+
+
+def _extents(coord: Array, lattice: Lattice | None) -> np.ndarray:
+    """(3,), Å: heights of the cell along periodic axes, what the atoms span along open ones (Cartesian without cell)."""
+    xp = array_namespace(coord)
+    if lattice is not None:  # open axes have unit vectors, orthogonal to all others: there these are lengths
+        coord = xp.matmul(coord, xp.asarray(lattice.inverse.tolist(), dtype=coord.dtype, device=device_of(coord)))
+    span = xp.max(coord, axis=0) - xp.min(coord, axis=0)
+    lengths = np.array([float(span[k]) for k in range(3)])
+    return lengths if lattice is None else np.where(lattice.pbc, lattice.heights, lengths)
 
 
 def _finish(

@@ -43,6 +43,10 @@ class Model(Op):
         """Whether `call` needs `graph.types`."""
         raise NotImplementedError(f"{type(self).__name__} does not define groups_types()")
 
+    def tolerates_overlap(self) -> bool:
+        """Whether outputs are finite where two atoms are at one place."""
+        return False
+
     @property
     def rcut(self) -> float:
         """The largest cutoff, Å."""
@@ -111,6 +115,9 @@ class StandardModel(Model):
 
     def groups_types(self) -> bool:
         return self.descriptor.groups_types() or self.fitting.groups_types()
+
+    def tolerates_overlap(self) -> bool:
+        return self.descriptor.tolerates_overlap()
 
     @property
     def message_passing(self) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 
 from dpmodel.data.dataset import Dataset, statistics_batches
 from dpmodel.data.system import Batch
+from dpmodel.errors import DataError, InputError
 from dpmodel.geometry.build import GraphBuilder
 from dpmodel.graph import Graph
 from dpmodel.models.standard import StandardModel
@@ -48,7 +49,13 @@ def fit_statistics(
 
     def graphs() -> Iterable[Graph]:
         for batch in batches:
-            yield builder.build(batch.coord, batch.atype, batch.cell if batch.pbc else None)
+            cell = batch.cell if batch.pbc else None
+            try:
+                graph = builder.build(batch.coord, batch.atype, cell, numbers=batch.frames.tolist())
+            except InputError as problem:
+                path = dataset.systems[batch.system].path
+                raise DataError(f"{path}, {problem} (atoms are counted sorted by type)") from problem
+            yield graph
 
     if cache is not None:
         cache.environment_options = _environment_options(model)

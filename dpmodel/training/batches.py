@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpmodel.data.system import Batch
+from dpmodel.errors import DataError, InputError
 from dpmodel.geometry.build import GraphBuilder
 from dpmodel.graph import Graph
 
@@ -27,11 +28,18 @@ class Prepared(NamedTuple):
     """1.0 where the system has the label."""
 
 
-def prepare(batch: Batch, builder: GraphBuilder, atomic: frozenset[str]) -> Prepared:
-    """Build the graph and flatten the labels. `atomic`: names of the per-atom labels."""
+def prepare(batch: Batch, builder: GraphBuilder, atomic: frozenset[str], path: str = "") -> Prepared:
+    """Build the graph and flatten the labels.
+
+    atomic: names of the per-atom labels. path: that of the system; DataError names it and the frame where no graph can
+    be built.
+    """
     given: dict[str, Any] = {name: batch.labels[name] for name in INPUTS if batch.found.get(name, 0.0) > 0}
     cell = batch.cell if batch.pbc else None
-    graph = builder.build(batch.coord, batch.atype, cell, **given)
+    try:
+        graph = builder.build(batch.coord, batch.atype, cell, numbers=batch.frames.tolist(), **given)
+    except InputError as problem:
+        raise DataError(f"{path or 'a system'}, {problem} (atoms are counted sorted by type)") from problem
     labels = {}
     for name, value in batch.labels.items():
         if name not in INPUTS:

@@ -109,7 +109,8 @@ class Loop:
         return step
 
     def _next(self, sampler: Sampler) -> Prepared:
-        return prepare(sampler.next(), self.builder, self.atomic_labels)
+        batch = sampler.next()
+        return prepare(batch, self.builder, self.atomic_labels, sampler.dataset.systems[batch.system].path)
 
     def _show(self, step: int, read: Callable[[], dict[str, float]], lr: float) -> None:
         training = self.average.means() if self.disp_avg else read()

@@ -184,7 +184,7 @@ class _Run:
         # One for statistics and steps: it warns once of neighbours that it cuts off.
         self.builder = GraphBuilder(
             requests=model.requests(), ntypes=model.ntypes, exclude_pairs=model.pair_exclude_types,
-            group_by_type=model.groups_types(),
+            group_by_type=model.groups_types(), allow_overlap=model.tolerates_overlap(),
         )  # fmt: skip
         if self.origin is not None:
             self.model = adopt(model, self.origin.model, self.origin_name, exact=self.checkpoint is not None)

@@ -304,6 +304,31 @@ def test_bad_frames_are_refused(change, match):
         GraphBuilder((REQUESTS[4],), 2).build(**given)
 
 
+@pytest.mark.parametrize("distance", [0.0, 1e-200, 1e-7])
+def test_atoms_at_one_place_are_named(distance):
+    coord, atype, cell = frames(0, virtual=False)
+    coord[1, 5] = coord[1, 2] + cell[1, 0] - cell[1, 2] + [distance, 0.0, 0.0]
+    request = NeighbourRequest(rcut=3.0, sel=(200,), layout="slots")
+    with pytest.raises(InputError, match=r"frame 1: atoms 2 and 5 are .* Å apart, at one place"):
+        GraphBuilder((request,), 2).build(coord, atype, cell)
+    with pytest.raises(InputError, match=r"frame 17: atoms 2 and 5"):
+        GraphBuilder((request,), 2).build(coord, atype, cell, numbers=(4, 17))
+    check(GraphBuilder((request,), 2, allow_overlap=True).build(coord, atype, cell))
+    # A pair that is excluded, or of a virtual atom, is none.
+    atype = np.zeros_like(atype)
+    atype[1, 5] = 1
+    check(GraphBuilder((request,), 2, exclude_pairs=((0, 1),)).build(coord, atype, cell))
+    atype[1, 5] = -1
+    check(GraphBuilder((request,), 2).build(coord, atype, cell))
+
+
+def test_a_cell_without_height_puts_an_atom_onto_its_image():
+    request = NeighbourRequest(rcut=1e-4, sel=(200000,), layout="slots")
+    cell = np.diag([5e-7, 5.0, 5.0])[None]
+    with pytest.raises(InputError, match=r"frame 0: atom 0 and an image of it are 5e-07 Å apart"):
+        GraphBuilder((request,), 1).build(np.zeros((1, 1, 3)), np.zeros((1, 1), int), cell)
+
+
 def test_bad_coordinates_name_frame_and_atom():
     coord, atype, cell = frames(0, virtual=False)
     coord[1, 3, 2] = np.nan

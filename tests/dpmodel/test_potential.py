@@ -127,6 +127,21 @@ def test_wrong_parameters(demanding: Potential, change: dict[str, Any], message:
         demanding.evaluate(COORD, ATYPE, BOX, **{"fparam": FPARAM, "aparam": APARAM, **change})
 
 
+def test_atoms_at_one_place(potential: Potential, monkeypatch: pytest.MonkeyPatch) -> None:
+    coord = np.repeat(COORD, 3, axis=0)
+    coord[4, 3] = coord[4, 1]
+    monkeypatch.setenv("DP_INFER_BATCH_SIZE", "10")  # two frames a call: the number is that of the caller
+    with pytest.raises(InputError, match="frame 4: atoms 1 and 3 are 0 Å apart, at one place"):
+        potential.evaluate(coord, ATYPE)
+    model: Any = potential.model
+    config = model.descriptor.config.replace(env_protection=0.1)
+    protected = Potential.from_model(model.replace(descriptor=model.descriptor.replace(config=config)), "numpy")
+    energy = protected.evaluate(coord, ATYPE)["energy"]
+    assert np.isfinite(energy).all()
+    coord[4, 3] += 1e-9
+    np.testing.assert_allclose(protected.evaluate(coord, ATYPE)["energy"], energy, rtol=1e-6)
+
+
 @pytest.mark.parametrize("text", ["0", "-1", "many", "1.5", "", "²", "1e3"])
 def test_nonsense_in_the_batch_size(
     potential: Potential, text: str, monkeypatch: pytest.MonkeyPatch, no_work: None

@@ -28,6 +28,7 @@ class Frames:
 
     def __init__(self) -> None:
         self.drawn = 0
+        self.dataset = SimpleNamespace(systems=[SimpleNamespace(path="water")])
 
     def next(self) -> Batch:
         self.drawn += 1
