@@ -131,7 +131,7 @@ def _add_train(commands: Any) -> None:
         "-o", "--output", default="out.json", metavar="FILE", help="where the input goes with all defaults filled in"
     )
     parser.add_argument(
-        "--skip-neighbor-stat", action="store_true", help='do not count neighbours (sel must not be "auto")'
+        "--skip-neighbor-stat", action="store_true", help='do not compare sel with the data ("auto" is still resolved)'
     )
     parser.add_argument("--stop-at", type=int, metavar="STEP", help="save and leave after this step")
     # One process writes one log; the choices differ only with several.

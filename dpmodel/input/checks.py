@@ -11,6 +11,8 @@ from dpmodel.config import Config
 from dpmodel.errors import InputError
 from dpmodel.input.sections import AdamWConfig, InputFile, ModelConfig, TrainingConfig
 from dpmodel.input.values import show
+from dpmodel.losses import EnerLossConfig
+from dpmodel.models.build import check_preset
 from dpmodel.nn.activation import activation
 from dpmodel.precision import PRECISIONS
 from dpmodel.training.schedules import ScheduleConfig, build_schedule
@@ -21,6 +23,11 @@ __all__ = ["check_all", "check_model", "notes"]
 def check_all(config: InputFile) -> None:
     """Raise InputError for the first thing that does not fit."""
     check_model(config.model)
+    if width := getattr(config.model.fitting_net, "dim_case_embd", 0):
+        raise InputError(
+            f"model.fitting_net.dim_case_embd: expected 0, got {width}; it belongs to multi-task training, which is not "
+            "available in this version"
+        )
     _check_training(config.training)
     # With a run length in epochs the number of steps is not known yet; a long run leaves only what no run could mend.
     steps = config.training.numb_steps
@@ -38,7 +45,23 @@ def notes(config: InputFile, given: dict[str, Any]) -> list[str]:
     data = training.training_data
     if data.sys_probs is not None and data.auto_prob != "prob_sys_size":
         out.append("training.training_data.sys_probs: overrides auto_prob")
+    if isinstance(config.loss, EnerLossConfig):
+        out += _loss_notes(config.loss)
     return out
+
+
+def _loss_notes(loss: EnerLossConfig) -> list[str]:
+    """Options that need another one to act."""
+    without = {
+        "huber_delta": (loss.use_huber, "use_huber: true"),
+        "numb_generalized_coord": (loss.active("gf"), "start_pref_gf or limit_pref_gf"),
+        "use_default_pf": (loss.active("pf"), "start_pref_pf or limit_pref_pf"),
+    }
+    return [
+        f"loss.{name}: has no effect without {needed}"
+        for name, (acts, needed) in without.items()
+        if not acts and getattr(loss, name) != loss.options()[name].default
+    ]
 
 
 # --- training -----------------------------------------------------------------------------------------
@@ -86,6 +109,10 @@ def check_model(model: ModelConfig, path: str = "model") -> None:
             )
         if not all(value is None or _numbers(value) for value in values):
             raise InputError(f"{here}: expected a number, a list of numbers or null per type, got {show(values)}")
+    if model.preset_out_bias:
+        # The least of a net tells what any of them predicts.
+        fitting = model.fitting_net.replace(neuron=(), trainable=True)
+        check_preset(model.preset_out_bias, fitting.build(ntypes, 1, True).output(), f"{path}.preset_out_bias")  # type: ignore[attr-defined]  # every registered fitting has it
 
 
 def _numbers(value: Any) -> bool:
@@ -112,7 +139,9 @@ def _check_descriptor(config: Config, ntypes: int, path: str) -> None:
     rcut, rcut_smth = getattr(config, "rcut", None), getattr(config, "rcut_smth", None)
     if rcut is not None and rcut_smth is not None and rcut_smth >= rcut:
         raise InputError(f"{path}.rcut_smth: expected a number below rcut ({rcut}), got {rcut_smth}")
-    neuron, axis = getattr(config, "neuron", ()), getattr(config, "axis_neuron", None)
+    neuron, axis = getattr(config, "neuron", None), getattr(config, "axis_neuron", None)
+    if neuron == ():
+        raise InputError(f"{path}.neuron: expected at least one width, got []")
     if neuron and axis is not None and axis > neuron[-1]:
         raise InputError(f"{path}.axis_neuron: expected at most {neuron[-1]}, the last width of neuron, got {axis}")
 

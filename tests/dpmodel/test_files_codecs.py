@@ -187,6 +187,7 @@ def test_versions_that_are_not_known(version: Any) -> None:
         (("model", "descriptor", "rcut"), float("inf"), "finite"),
         (("model", "descriptor", "rcut_smth"), 5.0, "should be below rcut"),
         (("model", "descriptor", "axis_neuron"), 7, "at most the last of neuron"),
+        (("model", "descriptor", "neuron"), [], "at most the last of neuron"),
         (("model", "descriptor", "precision"), "float7", "unknown precision 'float7'"),
         (("model", "descriptor", "sel"), [5], "expected 1 networks"),
         (("model", "descriptor", "sel"), [0, 0], "at least one in all"),
