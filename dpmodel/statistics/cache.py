@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -36,7 +36,7 @@ from dpmodel.statistics.items import StatItem
 from dpmodel.statistics.options import check_finite, differing, pack, plain_options, unpack
 from dpmodel.statistics.output_bias import Bias
 
-__all__ = ["MARKER", "StatCache"]
+__all__ = ["MARKER", "StatCache", "by_atomic_number"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,12 @@ _SYMBOLS = (
 )
 ELEMENTS = tuple(_SYMBOLS.split())
 """Chemical symbols by atomic number."""
+
+
+def by_atomic_number(symbols: Iterable[str]) -> list[str]:
+    """Every symbol once; names that are no element come last."""
+    order = {symbol: number for number, symbol in enumerate(ELEMENTS)}
+    return sorted(set(symbols), key=lambda symbol: (order.get(symbol, len(order)), symbol))
 
 
 class StatCache:
@@ -170,10 +176,8 @@ class StatCache:
         return tuple(item.decode("utf-8", "replace") if isinstance(item, bytes) else item for item in items)
 
     def store_observed_types(self, symbols: Sequence[str]) -> None:
-        """Store the symbols, sorted by atomic number; names that are no element come last."""
-        order = {symbol: number for number, symbol in enumerate(ELEMENTS)}
-        ordered = sorted(set(symbols), key=lambda symbol: (order.get(symbol, len(order)), symbol))
-        self._put({"observed_type": np.array([symbol.encode() for symbol in ordered], dtype=np.bytes_)})
+        """Store the symbols, in the order of `by_atomic_number`."""
+        self._put({"observed_type": np.array([s.encode() for s in by_atomic_number(symbols)], dtype=np.bytes_)})
 
     # --- common ---------------------------------------------------------------------------------------
 
@@ -228,7 +232,6 @@ class StatCache:
 
     def _put_made_with(self, entries: Mapping[str, np.ndarray], parts: Mapping[str, Mapping[str, Any]]) -> None:
         """Store entries and their options; a run that is killed in between leaves parts that nobody takes."""
-        self._writable()
         known = self._options()
         final = pack({**known, **{part: plain_options(options) for part, options in parts.items()}})
         changed = {part for part, options in parts.items() if known.get(part, {}) != plain_options(options)}
@@ -246,7 +249,6 @@ class StatCache:
             raise InputError(f"stat_file {self.path} is open with stat_file_mode 'read'; use 'update' to write to it")
 
     def _put(self, entries: Mapping[str, np.ndarray]) -> None:
-        """Store entries. Raises DataError, and stores nothing, where a number is not finite."""
         self._writable()
         check_finite(entries, self._where)
         self._store.put({f"{self.group}/{name}": value for name, value in entries.items()})

@@ -41,6 +41,7 @@ from dpmodel.training.start import (
     check_same_run,
     find_checkpoint,
     find_model,
+    observed_types,
     restore_sampler,
     seeds,
 )
@@ -70,7 +71,7 @@ def train(
             checkpoint the run starts afresh and says so.
         init_model: a model file or checkpoint whose weights and statistics are the start of a new run.
         stop_at: stop after so many steps in all, with a checkpoint, as if interrupted.
-        output: where the normalised input goes; None: nowhere.
+        output: where the normalised input goes, not the input file itself; None: nowhere.
         backend: None: `DP_BACKEND`, else pt.
         device: None: the best there is.
         skip_neighbor_stat: do not compare `sel` with the data.
@@ -89,7 +90,8 @@ def train(
     inp = load_input(input_path)
     for note in inp.notes:
         logger.warning("%s", note)
-    check_places(inp.training)
+    path = None if isinstance(input_path, Mapping) else input_path
+    check_places(inp.training, input_path=path, output=output)
     run = _Run(inp, get_trainer(backend), device)
     if restart is not None:
         run.checkpoint = find_checkpoint(restart, inp.training.save_ckpt, inp.training.save_dir)
@@ -186,6 +188,7 @@ class _Run:
             requests=model.requests(), ntypes=model.ntypes, exclude_pairs=model.pair_exclude_types,
             group_by_type=model.groups_types(), allow_overlap=model.tolerates_overlap(),
         )  # fmt: skip
+        self.observed = observed_types(self.data, config.type_map)
         if self.origin is not None:
             self.model = adopt(model, self.origin.model, self.origin_name, exact=self.checkpoint is not None)
         else:
@@ -288,12 +291,17 @@ class _Run:
         state = model.state()
         bad = [name for name, value in state.items() if not np.isfinite(value).all()]
         if bad:
+            first = 0 if self.checkpoint is None else self.checkpoint.step
+            why = "Lower learning_rate.start_lr, or set training.gradient_max_norm"
+            if step == first:  # nothing was learned yet
+                why = "Look for wrong frames in the data, and for wrong values in the model that was the start"
             raise NonFiniteError(
                 f"after step {step} the model holds NaN or infinite numbers in {', '.join(bad[:8])}; that was not saved. "
-                "Lower learning_rate.start_lr, or set training.gradient_max_norm"
+                f"{why}"
             )
+        section = self.normalised["model"]
         file = ModelFile(
-            model=model, definition=self.normalised["model"], min_nbor_dist=self.min_nbor_dist,
+            model=model, definition={**section, "info": {**section["info"], "observed_type": self.observed}}, min_nbor_dist=self.min_nbor_dist,
             provenance={"dpmodel_input": self.normalised},
         )  # fmt: skip
         checkpoint = Checkpoint(

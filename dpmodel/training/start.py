@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dpmodel.data import Sampler
+from dpmodel.data import Dataset, Sampler
 from dpmodel.errors import DPError, InputError, ModelFileError
 from dpmodel.files.model_file import ModelFile, read_model
 from dpmodel.input.sections import TrainingConfig
 from dpmodel.models import StandardModel
+from dpmodel.statistics.cache import by_atomic_number
 from dpmodel.training.checkpoint import Checkpoint
-from dpmodel.training.rotation import Family, latest
+from dpmodel.training.rotation import SUFFIX, Family, latest
 
-__all__ = ["adopt", "check_places", "check_same_run", "find_checkpoint", "find_model", "restore_sampler", "seeds"]
+__all__ = [
+    "adopt",
+    "check_places",
+    "check_same_run",
+    "find_checkpoint",
+    "find_model",
+    "observed_types",
+    "restore_sampler",
+    "seeds",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +45,12 @@ _FREE = frozenset(
     )
 )
 """Options of the model section that mean nothing once weights and statistics are there."""
+
+_OF_THE_RUN = ("gradient_max_norm", "disp_avg", "training_data", "validation_data")
+"""Options of the training section that change numbers of the run."""
+
+_PLACES = frozenset(("systems", "rglob_patterns"))
+"""Where the data is; whether it is the same is checked by what it holds."""
 
 _CHOSEN_ANEW = frozenset(("sel", "seed", "trainable", "precision"))
 """Options that may differ from those of the model whose weights are taken; `sel` is compared by itself."""
@@ -70,8 +87,8 @@ def find_model(path: str | Path) -> ModelFile:
 def check_same_run(checkpoint: Checkpoint, normalised: Mapping[str, Any], num_steps: int) -> None:
     """Raise InputError where the checkpoint belongs to another model section, or has more steps than the run.
 
-    Other learning rates, losses or optimizers, and another length, are said in the log: the run goes on, but is not
-    the one that was stopped.
+    Other learning rates, losses, optimizers, ways to draw batches, and another length, are said in the log: the run
+    goes on with them, but is not the one that was stopped. Of seeds, that of the checkpoint goes on.
     """
     differences = list(_differences(checkpoint.input.get("model", {}), normalised["model"], "model"))
     if differences:
@@ -88,15 +105,26 @@ def check_same_run(checkpoint: Checkpoint, normalised: Mapping[str, Any], num_st
     other = [] if former == num_steps else [f"the run has {num_steps} steps (was {former})"]
     for name in ("learning_rate", "loss", "optimizer"):
         other += _differences(checkpoint.input.get(name, {}), normalised[name], name)
+    training, now = checkpoint.input.get("training", {}), normalised["training"]
+    for name in _OF_THE_RUN:
+        if name in training:
+            other += _differences(training[name], now[name], f"training.{name}", free=_PLACES)
     if other:
-        logger.warning("--restart: other than at the time of the checkpoint: %s", "; ".join(other))
+        logger.warning(
+            "--restart: the run goes on with other options than at the time of the checkpoint: %s", "; ".join(other)
+        )
+    if "seed" in training and training["seed"] != now["seed"]:
+        logger.warning(
+            "--restart: training.seed is %r (was %r); that of the checkpoint goes on", now["seed"], training["seed"]
+        )
 
 
 def adopt(model: StandardModel, other: Any, where: str, *, exact: bool) -> StandardModel:
     """The model that the input describes, with the weights and statistics of another of the same shape.
 
     exact: the numbers must be of the same types; otherwise they are converted to those of `model`.
-    Raises ModelFileError where the two do not fit.
+    Types and pairs of types that are left out are those of the input; biases are those of the other, whatever the
+    input presets. Raises ModelFileError where the two do not fit.
     """
     if tuple(other.type_map) != tuple(model.type_map):
         raise ModelFileError(
@@ -126,25 +154,79 @@ def adopt(model: StandardModel, other: Any, where: str, *, exact: bool) -> Stand
         for part in ("descriptor", "fitting")
         for change in _differences(_options(other, part), _options(model, part), part, free=_CHOSEN_ANEW)
     ]
+    for name in ("pair_exclude_types", "atom_exclude_types"):
+        changes += _differences(getattr(other, name), getattr(model, name), name)
     if changes:
-        logger.warning("%s was made with other options than the input has: %s", where, "; ".join(changes))
+        logger.warning(
+            "%s was made with other options than the input has, which are used: %s", where, "; ".join(changes)
+        )
+    if not exact and getattr(other, "preset_out_bias", None) != model.preset_out_bias:
+        logger.warning(
+            "%s was made with another preset_out_bias than the input has; the output bias stays as it is there", where
+        )
     return found
 
 
-def check_places(training: TrainingConfig) -> None:
-    """Raise InputError where the run could not write its files; folders need not exist yet."""
-    for name in ("save_ckpt", "disp_file"):
-        if not Path(getattr(training, name)).name:
-            raise InputError(f"training.{name}: expected the name of a file, got {getattr(training, name)!r}")
-    if Path(training.disp_file).is_dir():
-        raise InputError(f"training.disp_file: {training.disp_file} is a folder; give the name of a file")
+def check_places(
+    training: TrainingConfig, *, input_path: str | os.PathLike[str] | None = None, output: str | Path | None = None
+) -> None:
+    """Raise InputError where the run could not write its files, or would write two to one place.
+
+    Folders need not exist yet, except that of `output`. input_path: the input file, which nothing may overwrite.
+    """
+    names = {"training.save_ckpt": training.save_ckpt, "training.disp_file": training.disp_file}
+    names |= {} if output is None else {"--output": str(output)}
+    for name, value in names.items():
+        if not Path(value).name:
+            raise InputError(f"{name}: expected the name of a file, got {value!r}")
+        if name != "training.save_ckpt" and Path(value).is_dir():
+            raise InputError(f"{name}: {value} is a folder; give the name of a file")
     family = Family(training.save_ckpt, training.save_dir)
-    places = {"save_ckpt": family.link.parent, "save_dir": family.folder, "disp_file": Path(training.disp_file).parent}
+    files = {"training.save_ckpt": family.link, "training.disp_file": Path(training.disp_file)}
+    if training.stat_file is not None:
+        files["training.stat_file"] = Path(training.stat_file)
+    places = {name: path.parent for name, path in files.items()} | {"training.save_dir": family.folder}
+    if training.stat_file_mode == "read":
+        places.pop("training.stat_file", None)
+    if output is not None:
+        files["--output"] = Path(output)
+        places["--output"] = Path(output).parent
+        if not Path(output).parent.exists():
+            raise InputError(f"--output: there is no folder {Path(output).parent}; make it, or choose another place")
     for name, folder in places.items():
         existing = next((path for path in (folder, *folder.parents) if path.exists()), Path())
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             what = "is no folder" if not existing.is_dir() else "may not be written to"
-            raise InputError(f"training.{name}: {existing} {what}; choose another place for the files of the run")
+            raise InputError(f"{name}: {existing} {what}; choose another place for the files of the run")
+    if family.pointer is not None:
+        files["the file that names the newest checkpoint"] = Path(family.pointer)
+    if input_path is not None:
+        files["the input file"] = Path(input_path)
+    _check_apart(files, family)
+
+
+def _check_apart(files: Mapping[str, Path], family: Family) -> None:
+    """Raise InputError where two of the files are one, or one of them is a numbered checkpoint."""
+    taken: dict[Path, str] = {}
+    for name, path in files.items():
+        # As it is written, and where it leads: the name of the checkpoints is a link to the newest.
+        for place in dict.fromkeys((path.parent.resolve() / path.name, path.resolve())):
+            if (other := taken.setdefault(place, name)) != name:
+                raise InputError(f"{name}: {path} is also {other}; choose another place for one of them")
+        numbered = re.fullmatch(rf"{re.escape(family.link.stem)}-\d+{re.escape(SUFFIX)}", path.resolve().name)
+        if name != "training.save_ckpt" and numbered and path.resolve().parent == family.folder.resolve():
+            raise InputError(f"{name}: {path} is the name of a checkpoint of training.save_ckpt; choose another")
+
+
+def observed_types(data: Dataset, type_map: Sequence[str]) -> list[str]:
+    """Symbols of the types that occur in the data, by atomic number."""
+    seen: set[int] = set()
+    for system in data.systems:
+        # One frame tells all, unless the types of a system are mixed.
+        count = system.nframes if getattr(system, "mixed", True) else 1
+        for first in range(0, count, 100):
+            seen.update(np.unique(system.batch(np.arange(first, min(first + 100, count))).atype).tolist())
+    return by_atomic_number(type_map[t] for t in seen if t >= 0)
 
 
 def restore_sampler(sampler: Sampler, state: Any, name: str) -> None:

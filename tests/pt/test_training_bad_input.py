@@ -12,8 +12,11 @@ import pytest
 import torch
 
 from dpmodel.errors import BackendError, DataError, DPError, InputError
+from dpmodel.statistics import StatItem
+from dpmodel.statistics.environment import item_names
 from dpmodel.training.checkpoint import Checkpoint
 from dpmodel.training.run import train
+from dpmodel.training.stepper import NonFiniteError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -102,9 +105,81 @@ def test_places_to_write(workshop: Any) -> None:
     refuse(workshop, workshop.input(path, training__disp_file="data"), "disp_file: data is a folder")
     refuse(workshop, workshop.input(path), "--restart: expected the name", restart="")
     refuse(workshop, workshop.input(path, training__save_dir="file"), r"training\.save_dir: file is no folder")
-    with pytest.raises(OSError, match=r"out\.json"):
-        train(workshop.input(path), output="file/out.json")
+    refuse(workshop, workshop.input(path, training__stat_file="file/s"), r"training\.stat_file: file is no folder")
+    refuse(workshop, workshop.input(path), "--output: there is no folder nowhere", output="nowhere/out.json")
+    refuse(workshop, workshop.input(path), "--output: file is no folder", output="file/out.json")
+    refuse(workshop, workshop.input(path), "--output: data is a folder", output="data")
     assert sorted(p.name for p in workshop.folder.iterdir()) == ["data", "file"]
+
+
+def test_places_that_are_the_same(workshop: Any) -> None:
+    data = workshop.input(workshop.system())
+    Path("in.json").write_text(json.dumps(data))
+    Path("link.json").symlink_to("in.json")
+    for output in ("in.json", "link.json", "data/../in.json", str(Path("in.json").absolute())):
+        with pytest.raises(InputError, match=r"the input file: in\.json is also --output"):
+            train("in.json", output=output)
+    for key, value, message in (
+        ("disp_file", "model.ckpt.dp", "disp_file: model.ckpt.dp is also training.save_ckpt"),
+        ("disp_file", "out.json", "--output: out.json is also training.disp_file"),
+        ("disp_file", "checkpoint", "newest checkpoint: checkpoint is also training.disp_file"),
+        ("disp_file", "model.ckpt-3.dp", "disp_file: model.ckpt-3.dp is the name of a checkpoint"),
+        ("stat_file", "lcurve.out", "stat_file: lcurve.out is also training.disp_file"),
+        ("stat_file", "checkpoint", "newest checkpoint: checkpoint is also training.stat_file"),
+    ):
+        refuse(workshop, workshop.input("data", **{f"training__{key}": value}), message)
+    Path("in.json").write_text(json.dumps(workshop.input("data", training__disp_file="in.json")))
+    refuse(workshop, "in.json", "the input file: in.json is also training.disp_file")  # type: ignore[arg-type]
+    train(data, stop_at=2)
+    Path("curve").symlink_to("model.ckpt.dp")  # rows must not be appended to a checkpoint
+    before = Path("model.ckpt.dp").read_bytes()
+    refuse(workshop, workshop.input("data", training__disp_file="curve"), "curve is also training.save_ckpt")
+    assert Path("model.ckpt.dp").read_bytes() == before
+
+
+def test_statistics_that_are_not_finite(workshop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = workshop.system()
+
+    def overflown(*args: Any, **options: Any) -> dict[str, StatItem]:
+        return {name: StatItem(1.0, np.inf, np.inf) for name in item_names(2)}
+
+    monkeypatch.setattr("dpmodel.descriptors.se_a.environment_items", overflown)
+    with np.errstate(all="ignore"):
+        for stat_file in (None, "stat", "stat.h5"):
+            data = workshop.input(path, training__stat_file=stat_file)
+            refuse(workshop, data, "NaN or infinite", DataError)
+        # Should such numbers come through, the learning rate is not to blame.
+        monkeypatch.setattr("dpmodel.statistics.fit.check_finite", lambda *_: None)
+        with pytest.raises(NonFiniteError, match=r"after step 0 .* wrong frames in the data") as caught:
+            train(workshop.input(path), stop_at=0)
+    assert "start_lr" not in str(caught.value)
+
+
+def test_stat_file_of_other_options(workshop: Any, caplog: pytest.LogCaptureFixture) -> None:
+    path = workshop.system()
+
+    def state(stat_file: str | None = "stat", mode: str = "update", **changes: Any) -> dict[str, Any]:
+        changes |= {"training__stat_file": stat_file, "training__stat_file_mode": mode}
+        return dict(Checkpoint.load(train(workshop.input(path, **changes), stop_at=0)).state)
+
+    state()
+    for key, value in (
+        ("model__preset_out_bias", {"energy": [1.5, None]}),
+        ("model__fitting_net__atom_ener", [-2.0, None]),
+        ("model__atom_exclude_types", [1]),
+        ("model__pair_exclude_types", [[0, 1]]),
+        ("model__descriptor__exclude_types", [[1, 1]]),
+        ("model__descriptor__env_protection", 0.3),
+    ):
+        caplog.clear()
+        refused = workshop.input(path, training__stat_file="stat", training__stat_file_mode="read", **{key: value})
+        refuse(workshop, refused, key.split("__")[-1], DataError)
+        kept, fresh = state(**{key: value}), state(None, **{key: value})
+        assert all(np.array_equal(kept[name], fresh[name]) for name in fresh), key
+        assert key.split("__")[-1] in caplog.text
+        again = state("stat", "read", **{key: value})
+        assert all(np.array_equal(again[name], fresh[name]) for name in fresh), key
+        state()
 
 
 def test_backends(workshop: Any, monkeypatch: pytest.MonkeyPatch) -> None:

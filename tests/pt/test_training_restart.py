@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import dpmodel
+from dpmodel.cli import main
 from dpmodel.errors import DPError, InputError, ModelFileError
 from dpmodel.training.checkpoint import Checkpoint
 from dpmodel.training.lcurve import read_lcurve
@@ -165,7 +166,7 @@ def test_the_checkpoint_is_the_model(workshop: Any) -> None:
     assert {"dpmodel", "numpy", "torch", "h5py", "python"} <= checkpoint.versions.keys()
     # The last link and the normalised input can be used again.
     assert dpmodel.load("model.ckpt.dp", backend="numpy").type_map == ("A", "B")
-    assert_same(checkpoint.state, Checkpoint.load(train("out.json", restart="model.ckpt")).state)
+    assert_same(checkpoint.state, Checkpoint.load(train("out.json", restart="model.ckpt", output=None)).state)
 
 
 def test_without_checkpoint_a_restart_starts_afresh(workshop: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -201,6 +202,31 @@ def test_init_model(workshop: Any, caplog: pytest.LogCaptureFixture) -> None:
     assert part.state["descriptor.davg"].dtype == np.float32
     assert part.state["out_bias"].dtype == np.float64
     assert "descriptor.rcut_smth is 0.6 (was 0.5)" in caplog.text
+
+
+def test_init_model_with_other_options_of_the_model(workshop: Any, caplog: pytest.LogCaptureFixture) -> None:
+    data = workshop.input()
+    first = Checkpoint.load(train(data, stop_at=1))
+    data["model"] |= {"pair_exclude_types": [[0, 1]], "atom_exclude_types": [1], "preset_out_bias": {"energy": [9, 9]}}
+    second = Checkpoint.load(train(data, init_model="model.ckpt.dp", stop_at=0))
+    assert_same(first.state, second.state)
+    model = dpmodel.load("model.ckpt-0.dp", backend="numpy").model
+    assert model.pair_exclude_types == ((0, 1),) and model.atom_exclude_types == (1,)
+    for part in (
+        "pair_exclude_types is ((0, 1),) (was ())", "atom_exclude_types is (1,) (was ())", "output bias stays",
+    ):  # fmt: skip
+        assert part in caplog.text
+
+
+def test_observed_types(workshop: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    data = workshop.input()
+    data["model"]["type_map"] = ["A", "B", "H"]
+    data["model"]["descriptor"]["sel"] = [12, 12, 1]
+    main(["show", str(train(data, stop_at=1)), "observed-type"])
+    main(["show", str(train(data, restart="model.ckpt", stop_at=2)), "observed-type"])
+    # By atomic number: boron, then what is no element.
+    shown = "The observed types are 2 of 3: ['B', 'A']"
+    assert capsys.readouterr().out.splitlines() == [shown, shown]
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
@@ -250,6 +276,15 @@ def test_a_restart_may_go_further_and_says_what_changed(workshop: Any, caplog: p
     with caplog.at_level(logging.WARNING):
         assert train(data, restart="model.ckpt") == Path("model.ckpt-16.dp")
     assert "the run has 16 steps (was 14)" in caplog.text and "learning_rate.stop_lr is 1e-05" in caplog.text
+    caplog.clear()
+    data["training"] |= {"seed": 6, "gradient_max_norm": 2.0, "disp_avg": True, "numb_steps": 17}
+    data["training"]["training_data"]["auto_prob"] = "prob_uniform"
+    before = Checkpoint.load("model.ckpt-16.dp").sampler["training"]["seed"]
+    after = Checkpoint.load(train(data, restart="model.ckpt")).sampler["training"]["seed"]
+    assert after == before
+    assert "training.seed is 6 (was 5); that of the checkpoint goes on" in caplog.text
+    for name in ("gradient_max_norm is 2.0", "disp_avg is True", "training_data.auto_prob is 'prob_uniform'"):
+        assert f"training.{name}" in caplog.text
 
 
 def test_both_ways_to_begin(workshop: Any) -> None:
