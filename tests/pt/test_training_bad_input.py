@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from dpmodel.cli.arguments import make_parser
 from dpmodel.errors import BackendError, DataError, DPError, InputError
 from dpmodel.statistics import StatItem
 from dpmodel.statistics.environment import item_names
@@ -243,3 +244,15 @@ def test_the_normalised_input_describes_the_same_run(workshop: Any) -> None:
     assert all(np.array_equal(one.state[name], two.state[name]) for name in one.state)
     assert json.loads(Path("norm.json").read_text()) == two.input
     assert not Path("out.json").exists()
+
+
+def test_skipping_the_comparison_still_resolves_sel(workshop: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    data = workshop.input(model__descriptor__sel="auto")
+    sel = [
+        Checkpoint.load(train(data, stop_at=0, skip_neighbor_stat=skip)).input["model"]["descriptor"]["sel"]
+        for skip in (False, True)
+    ]
+    assert sel[0] == sel[1] != "auto"
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["train", "--help"])
+    assert '("auto" is still resolved)' in " ".join(capsys.readouterr().out.split())
