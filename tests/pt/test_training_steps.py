@@ -87,8 +87,8 @@ def gradient(stepper: TorchStepper, batch: Prepared, lr: float) -> dict[str, tor
 @pytest.mark.parametrize("name", OPTIONS)
 def test_gradients(name: str, overrides: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     expanded = []
-    plain = spectral._coefficients
-    monkeypatch.setattr(spectral, "_coefficients", lambda *args: expanded.append(plain(*args)) or expanded[-1])
+    plain = spectral.coefficients
+    monkeypatch.setattr(spectral, "coefficients", lambda *args: expanded.append(plain(*args)) or expanded[-1])
     # With fparam and aparam where every term is there.
     model = read_model(GOLDEN / ("se_e2_a_fparam_aparam.dp" if name == "every_term" else "se_e2_a.dp")).model
     batch = batch_of(model, (27, 20))
