@@ -19,6 +19,7 @@ import numpy as np
 
 from dpmodel.errors import InputError
 from dpmodel.geometry.cells import check_pbc
+from dpmodel.geometry.estimate import check_total
 from dpmodel.geometry.neighbours import neighbour_pairs
 from dpmodel.graph import AngleRequest, Angles, Edges, Graph, NeighbourRequest, Slots, TypeGroups
 
@@ -138,10 +139,13 @@ class GraphBuilder:
         f, na = atype.shape
         rcut = max((request.rcut for request in self.requests), default=0.0)
         parts: list[tuple[np.ndarray, ...]] = []
+        found = 0
         for k in range(f if rcut > 0.0 else 0):
             real = np.flatnonzero(atype[k] >= 0)
             box = None if cell is None else cell[k]
             pairs = neighbour_pairs(coord[k][real], box, pbc, rcut, where=f"frame {numbers[k]}: ")
+            found += len(pairs.distance)
+            check_total(found, k + 1, f)
             rows = real + k * na
             parts.append((rows[pairs.centre], rows[pairs.neighbour], pairs.vec, pairs.distance))
         if not parts:

@@ -22,6 +22,8 @@ __all__ = ["Lattice", "check_coord", "check_pbc", "make_lattice", "wrap"]
 _FLAT = 1e-10
 # Beyond this many cells from the origin float64 keeps fewer than 7 digits of a position within its cell.
 _FAR = 2.0**30
+_LARGEST = 1e10
+"""Å: float64 resolves 2e-6 Å there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +80,8 @@ def make_lattice(cell: Array | None, pbc: bool | Sequence[bool] = True, *, where
         raise InputError(f"{where}the cell holds NaN or infinite numbers: {vectors.tolist()}")
     if not any(flags):
         return None
+    if np.max(np.abs(vectors[list(flags)])) > _LARGEST:
+        raise InputError(f"{where}the cell is too large, {vectors.tolist()}; its vectors go up to {_LARGEST:g} Å")
     vectors = _complete(vectors, flags)
     lengths = np.linalg.norm(vectors, axis=1)
     if lengths.min() == 0.0 or np.abs(np.linalg.det(vectors / lengths[:, None])) < _FLAT:
@@ -101,7 +105,7 @@ def _complete(vectors: np.ndarray, pbc: tuple[bool, bool, bool]) -> np.ndarray:
 
 
 def check_coord(coord: Array, *, where: str = "") -> None:
-    """Raise InputError unless `coord` is (n, 3), floating and finite. The message names the first bad atom."""
+    """Raise InputError unless `coord` is (n, 3), floating, finite and not huge. The message names the first bad atom."""
     xp = array_namespace(coord)
     if coord.ndim != 2 or coord.shape[1] != 3:
         raise InputError(f"{where}coordinates must have shape (n, 3) in Å, got {tuple(coord.shape)}")
@@ -112,6 +116,13 @@ def check_coord(coord: Array, *, where: str = "") -> None:
         atom = int(xp.argmin(xp.astype(good, xp.int64)))
         position = [float(coord[atom, k]) for k in range(3)]
         raise InputError(f"{where}atom {atom} has NaN or infinite coordinates: {position}")
+    largest = xp.max(xp.abs(coord), axis=1) if coord.shape[0] else coord[:, 0]
+    if bool(xp.any(largest > _LARGEST)):
+        atom = int(xp.argmax(largest))
+        raise InputError(
+            f"{where}atom {atom} is too far away, at {[float(coord[atom, k]) for k in range(3)]} Å; "
+            f"coordinates go up to {_LARGEST:g} Å"
+        )
 
 
 def wrap(coord: Array, lattice: Lattice | None) -> tuple[Array, Array | None]:

@@ -20,6 +20,7 @@ import numpy as np
 from dpmodel.errors import InputError
 from dpmodel.geometry import _vesin
 from dpmodel.geometry.cells import Lattice, check_coord, make_lattice, wrap
+from dpmodel.geometry.estimate import check_memory, extents
 from dpmodel.geometry.search import search_pairs
 from dpmodel.op import Array
 from dpmodel.ops import array_namespace, as_dtype, device_of, take_rows
@@ -32,8 +33,6 @@ _VESIN_SPAN = 256.0
 """Cutoffs that atoms may span along open axes for vesin; beyond, the built-in search serves."""
 _VESIN_BINS = 5e4
 """Half of what vesin makes at most."""
-_MAX_PAIRS = 1e9
-"""Expected number of pairs at most: about 100 GB, certainly a mistake."""
 
 
 class Pairs(NamedTuple):
@@ -63,9 +62,9 @@ def neighbour_pairs(
     integer triple, then lexicographic) and then of atoms.
 
     method: "vesin" (NumPy arrays only), "search" (arrays of any library), or "auto": vesin where it is installed and
-    the arrays are NumPy's. Both leave atoms that spread over hundreds of cutoffs along open axes to the built-in
-    search. `where` begins the messages of InputError: shapes, NaN, a singular cell, a bad cutoff or method, a cell so
-    small that the list cannot be stored.
+    the arrays are NumPy's. Both leave boxes and atoms that spread over hundreds of cutoffs to the built-in search.
+    `where` begins the messages of InputError: shapes, NaN, coordinates beyond 1e10 Å, a singular cell, a bad cutoff or
+    method, and a list that would not fit into memory.
     """
     if method not in ("auto", "vesin", "search"):
         raise InputError(f"unknown neighbour search {method!r}; known are 'auto', 'vesin' and 'search'")
@@ -78,8 +77,9 @@ def neighbour_pairs(
         raise InputError("vesin is not installed; install it (pip install vesin), or use method='search'")
     lattice = make_lattice(cell, pbc, where=where)
     coord = as_dtype(coord, "float64")
-    _check_size(coord.shape[0], lattice, rcut, where)
+    _check_reach(lattice, rcut, where)
     wrapped, cells = wrap(coord, lattice)
+    check_memory(wrapped, lattice, rcut, where=where)
     xp = array_namespace(coord)
     largest = float(xp.max(xp.abs(wrapped))) if wrapped.shape[0] else 0.0
     # The searches compare rounded displacements; a little more is asked for, and cut exactly below.
@@ -93,8 +93,8 @@ def neighbour_pairs(
     return _finish(coord, lattice, rcut, cells, centre=centre, neighbour=neighbour, image=image)
 
 
-def _check_size(n: int, lattice: Lattice | None, rcut: float, where: str) -> None:
-    """Refuse cells whose list could not be stored, before a search hangs on them."""
+def _check_reach(lattice: Lattice | None, rcut: float, where: str) -> None:
+    """Refuse cells that a search would hang on."""
     if lattice is None:
         return
     reach = max(lattice.reach(rcut))
@@ -103,14 +103,6 @@ def _check_size(n: int, lattice: Lattice | None, rcut: float, where: str) -> Non
             f"{where}the cutoff of {rcut} Å spans {reach} cells (faces {lattice.heights.min():.3g} Å apart), "
             f"more than {_MAX_REACH}. Is the cell in Å, and is it not nearly flat?"
         )
-    if all(lattice.pbc):
-        density = n / abs(float(np.linalg.det(lattice.vectors)))
-        expected = n * density * 4.0 / 3.0 * math.pi * rcut**3
-        if expected > _MAX_PAIRS:
-            raise InputError(
-                f"{where}about {expected:.2g} pairs lie within {rcut} Å ({density:.3g} atoms per Å^3): too many. "
-                "Is the cell in Å?"
-            )
 
 
 def _too_wide(coord: Array, lattice: Lattice | None, cutoff: float) -> bool:
@@ -121,21 +113,11 @@ def _too_wide(coord: Array, lattice: Lattice | None, cutoff: float) -> bool:
     """
     if coord.shape[0] == 0:
         return False
-    lengths, is_open = _extents(coord, lattice), np.ones(3, np.bool_) if lattice is None else ~np.array(lattice.pbc)
-    bins = np.maximum(lengths / cutoff, 1.0)
+    is_open = np.ones(3, np.bool_) if lattice is None else ~np.array(lattice.pbc)
+    bins = np.maximum(extents(np.asarray(coord), lattice) / cutoff, 1.0)
     total = float(np.prod(bins))
     few = total > _VESIN_BINS and float(bins.min()) * (_VESIN_BINS / total) ** (1 / 3) < 2.0
     return few or bool(np.max(bins[is_open], initial=0.0) > _VESIN_SPAN)
-
-
-def _extents(coord: Array, lattice: Lattice | None) -> np.ndarray:
-    """(3,), Å: heights of the cell along periodic axes, what the atoms span along open ones (Cartesian without cell)."""
-    xp = array_namespace(coord)
-    if lattice is not None:  # open axes have unit vectors, orthogonal to all others: there these are lengths
-        coord = xp.matmul(coord, xp.asarray(lattice.inverse.tolist(), dtype=coord.dtype, device=device_of(coord)))
-    span = xp.max(coord, axis=0) - xp.min(coord, axis=0)
-    lengths = np.array([float(span[k]) for k in range(3)])
-    return lengths if lattice is None else np.where(lattice.pbc, lattice.heights, lengths)
 
 
 def _finish(

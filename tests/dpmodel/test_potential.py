@@ -127,6 +127,26 @@ def test_wrong_parameters(demanding: Potential, change: dict[str, Any], message:
         demanding.evaluate(COORD, ATYPE, BOX, **{"fparam": FPARAM, "aparam": APARAM, **change})
 
 
+@pytest.mark.parametrize("box", [None, BOX])
+def test_coordinates_beyond_all_bounds(potential: Potential, box: Any) -> None:
+    coord = nan_at(nan_at(COORD, (1, 3, 2), 1e308), (1, 2, 0), -1e308)
+    with pytest.raises(
+        InputError, match=r"frame 1: atom [23] is too far away, .*1e\+308.*; coordinates go up to 1e\+10 Å"
+    ):
+        potential.evaluate(coord, ATYPE, box)
+    with pytest.raises(InputError, match=r"box: frame 0: the cell is too large"):
+        potential.evaluate(COORD, ATYPE, 1e308 * np.eye(3))
+
+
+def test_a_cutoff_beyond_all_bounds(potential: Potential) -> None:
+    model: Any = potential.model
+    config = model.descriptor.config.replace(rcut=150.0)
+    wide = Potential.from_model(model.replace(descriptor=model.descriptor.replace(config=config)), "numpy")
+    atoms = np.random.default_rng(0).uniform(0, 12.4, (192, 3))
+    with pytest.raises(InputError, match=r"frame 0: about .* neighbours per atom: too many"):
+        wide.evaluate(atoms, np.zeros(192, int), 12.4 * np.eye(3))
+
+
 def test_atoms_at_one_place(potential: Potential, monkeypatch: pytest.MonkeyPatch) -> None:
     coord = np.repeat(COORD, 3, axis=0)
     coord[4, 3] = coord[4, 1]

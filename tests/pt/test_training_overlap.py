@@ -1,4 +1,4 @@
-"""Frames that no graph can be built of end a run with their system and number."""
+"""Frames that no graph can be built of end a run, with their system and number."""
 
 from __future__ import annotations
 
@@ -43,3 +43,11 @@ def test_a_protected_environment_may_have_them(workshop: Any) -> None:
     path = overlap(workshop, slice(None))
     data = workshop.input(path, model__descriptor__env_protection=0.1)
     assert train(data, skip_neighbor_stat=True, stop_at=2).exists()
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_an_absurd_cutoff_ends_it_at_once(workshop: Any, skip: bool) -> None:
+    path = workshop.system(natoms=27)
+    data = workshop.input(path, model__descriptor__rcut=120.0)
+    with pytest.raises(DataError, match=rf"{path}, frame \d: .* neighbours per atom: too many"):
+        train(data, skip_neighbor_stat=skip)
