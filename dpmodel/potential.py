@@ -263,7 +263,7 @@ class _Frames:
 def _array(value: Any, name: str) -> np.ndarray:
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise InputError(
-            f"{name}: {np.ma.count_masked(value)} entries are masked; leave them out, or fill them with numbers"
+            f"{name}: {int(np.sum(np.ma.getmaskarray(value)))} entries are masked; leave them out, or fill them with numbers"
         )
     try:
         return np.asarray(value)

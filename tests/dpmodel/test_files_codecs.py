@@ -396,6 +396,49 @@ def test_provenance_is_kept_and_added_to(tmp_path: Path) -> None:
     assert again["dpmodel"]["time"] > read_model(tmp_path / "a.yaml").provenance["dpmodel"]["time"]
 
 
+def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ((), "model: not known here, and without effect: colour, size"),
+        (("descriptor",), "model.descriptor: not known here, and without effect: colour, size"),
+        (("fitting",), "model.fitting: not known here, and without effect: colour, size"),
+    ],
+)
+def test_keys_without_meaning_are_named(path: Path_, message: str, caplog: pytest.LogCaptureFixture) -> None:
+    tree = TREE["model"]
+    for key in ("size", "colour"):
+        tree = edited(tree, (*path, key), 1)
+    read_model_tree(tree)
+    assert warned(caplog) == [message]
+
+
+def test_hessians_are_said_to_be_missing(caplog: pytest.LogCaptureFixture) -> None:
+    read_model_tree(edited(TREE["model"], ("hessian_mode",), False))
+    from_tree(edited(TREE, ("model_def_script",), {"hessian_mode": False}), "a file")
+    assert warned(caplog) == []
+    read_model_tree(edited(TREE["model"], ("hessian_mode",), True))
+    from_tree(edited(TREE, ("model_def_script",), {"hessian_mode": True}), "a file")
+    assert [text.split(":")[0] for text in warned(caplog)] == ["model", "a file"]
+    assert all("'hessian_mode' has no effect" in text for text in warned(caplog))
+
+
+@pytest.mark.parametrize("file", [*OLD, *GOLDEN], ids=lambda file: file.name)
+def test_known_files_warn_of_nothing(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    read_model(file)
+    assert warned(caplog) == []
+
+
+@pytest.mark.parametrize("part", ["descriptor", "fitting"])
+@pytest.mark.parametrize("name", ["foo", "", "silut:x", 3])
+def test_activations_that_do_not_exist(part: str, name: Any) -> None:
+    with pytest.raises(ModelFileError, match=rf"model\.{part}: 'activation_function'"):
+        read_model_tree(edited(TREE["model"], (part, "activation_function"), name))
+
+
 # --- a descriptor of our own: the layout follows from the fields -----------------------------------------------
 
 

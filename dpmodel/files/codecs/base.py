@@ -7,6 +7,7 @@ that have the same name and meaning as an option of the `Config` are copied; onl
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -18,10 +19,13 @@ from dpmodel.descriptors import CONFIGS, Descriptor
 from dpmodel.errors import ModelFileError
 from dpmodel.files.nodes import Node, Upgrade
 from dpmodel.input.values import coerce, hints, option_of, problem, show
+from dpmodel.nn.activation import activation
 from dpmodel.op import Op
 from dpmodel.precision import dtype_name
 
 __all__ = ["Codec", "add_type_map", "build_config", "options", "read_node", "refuse", "write_op"]
+
+logger = logging.getLogger(__name__)
 
 DERIVED = "dpmodel:"
 """Begins the "type" of descriptors whose layout is derived."""
@@ -38,7 +42,14 @@ class Codec:
     upgrades: Mapping[int, Upgrade]
     read: Callable[[Node], Any]
     write: Callable[[Any], dict[str, Any]]
+    keys: Collection[str]
+    """Keys that mean something here beyond those of `KEYS` and the options of the section, or are known not to."""
+    config: type[Config] | None = None
+    """The section whose options the dictionary holds."""
 
+
+KEYS = frozenset({"@class", "type", "@version", "@variables", "type_map"})
+"""Keys of every dictionary."""
 
 OUT_OF_SCOPE = {
     "dpa4": "dpa3",
@@ -62,6 +73,7 @@ def read_node(node: Node, table: tuple[Codec, ...], what: str) -> Any:
     name = str(node.get("type", "standard") if what == "model" else node.get("type")).lower()
     for codec in table:
         if name in codec.names:
+            _warn_of_unknown(node, codec)
             return codec.read(node.upgraded(codec.version, codec.upgrades))
     if name.startswith(DERIVED) and what == "descriptor":
         return _read_derived(node.upgraded(1), name.removeprefix(DERIVED))
@@ -69,6 +81,14 @@ def read_node(node: Node, table: tuple[Codec, ...], what: str) -> Any:
     if name in OUT_OF_SCOPE:
         raise node.fail(f"a {what} of type {name!r} is out of scope of dpmodel; use {OUT_OF_SCOPE[name]} instead")
     raise node.fail(f"a {what} of type {name!r} is not known here; known are {known}")
+
+
+def _warn_of_unknown(node: Node, codec: Codec) -> None:
+    """Say which keys have no effect."""
+    known = {*KEYS, *codec.keys, *(codec.config.options() if codec.config is not None else ())}
+    unknown = sorted(str(key) for key in node.data if key not in known)
+    if unknown:
+        logger.warning("%s: not known here, and without effect: %s", node.path, ", ".join(unknown))
 
 
 def write_op(op: Op, table: tuple[Codec, ...]) -> dict[str, Any]:
@@ -96,8 +116,17 @@ def options(node: Node, config: type[Config], *, skip: Collection[str] = ()) -> 
         wrong = problem(annotation, info, config.options()[name].default, value)
         if wrong is not None:
             raise node.fail(f"{name!r} should be {wrong}, got {show(value)}")
+        if name == "activation_function":
+            _check_activation(node, value)
         found[name] = freeze(coerce(annotation, value))
     return found
+
+
+def _check_activation(node: Node, name: str) -> None:
+    try:
+        activation(name)
+    except ValueError as wrong:
+        raise node.fail(f"'activation_function': {wrong}") from wrong
 
 
 def build_config(node: Node, config: type[Config], **extra: Any) -> Any:

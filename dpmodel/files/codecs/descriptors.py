@@ -105,5 +105,7 @@ DESCRIPTORS: tuple[Codec, ...] = (
         upgrades={1: _se_a_1_to_2, 2: _compressed},
         read=_read_se_a,
         write=_write_se_a,
+        keys=("compress", "embeddings", "env_mat", "ntypes", "spin"),
+        config=SeAConfig,
     ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from typing import Any
 
@@ -18,6 +19,8 @@ from dpmodel.models import Model, StandardModel
 from dpmodel.precision import global_dtype
 
 __all__ = ["MODELS", "read_model_tree", "write_model_tree"]
+
+logger = logging.getLogger(__name__)
 
 
 def read_base(node: Node, output: Output) -> dict[str, Any]:
@@ -81,6 +84,8 @@ def write_base(op: StandardModel) -> dict[str, Any]:
 
 
 def _read_standard(node: Node) -> StandardModel:
+    if node.get("hessian_mode", False):
+        logger.warning("%s: 'hessian_mode' has no effect: Hessians are not available yet", node.path)
     descriptor = read_node(node.node("descriptor"), DESCRIPTORS, "descriptor")
     fitting = read_node(node.node("fitting"), FITTINGS, "fitting net")
     base = read_base(node, fitting.output())
@@ -119,6 +124,16 @@ MODELS: tuple[Codec, ...] = (
         upgrades={1: _model_1_to_2},
         read=_read_standard,
         write=_write_standard,
+        keys=(
+            "atom_exclude_types",
+            "data_stat_protect",
+            "descriptor",
+            "fitting",
+            "hessian_mode",
+            "pair_exclude_types",
+            "preset_out_bias",
+            "rcond",
+        ),
     ),
 )
 
