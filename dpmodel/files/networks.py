@@ -54,9 +54,7 @@ def read_layer(node: Node, dtype: str) -> Linear:
         activation(name if isinstance(name, str) else f"{name!r}, which is no text")
     except ValueError as problem:
         raise node.fail(str(problem)) from problem
-    return Linear(
-        w=w, **vectors, activation=name, resnet=node.flag("resnet"), trainable=node.flag("trainable", True)
-    )
+    return Linear(w=w, **vectors, activation=name, resnet=node.flag("resnet"), trainable=node.flag("trainable", True))
 
 
 def write_layer(layer: Linear) -> dict[str, Any]:
