@@ -28,6 +28,10 @@ class Features(Record):
 class DescriptorConfig(Config):
     """Base of the descriptors' sections."""
 
+    def tolerates_overlap(self) -> bool:
+        """Whether the features are finite where two atoms are at one place."""
+        return False
+
     def build(self, ntypes: int, type_map: tuple[str, ...], *, seed: Seed = None) -> Descriptor:
         """A descriptor with fresh random weights and neutral statistics (mean 0, deviation 1)."""
         raise NotImplementedError(f"{type(self).__name__} does not define build()")
@@ -59,7 +63,7 @@ class Descriptor(Op):
 
     def tolerates_overlap(self) -> bool:
         """Whether features are finite where two atoms are at one place."""
-        return False
+        return bool(self.config.tolerates_overlap())
 
     def groups_types(self) -> bool:
         """Whether `call` needs `Graph.types`."""

@@ -63,6 +63,9 @@ class SeAConfig(DescriptorConfig, key="se_e2_a", aliases=("se_a",)):
     )
     set_davg_zero: bool = option(False, "Do not subtract the mean of the environment matrix.")
 
+    def tolerates_overlap(self) -> bool:
+        return self.env_protection > 0.0
+
     def build(self, ntypes: int, type_map: tuple[str, ...], *, seed: Seed = None) -> SeA:
         """`sel` must be resolved (numbers). `seed` is used where the section names none."""
         seed = child_seed(seed if self.seed is None else self.seed, 0)
@@ -102,9 +105,6 @@ class SeA(Descriptor):
 
     def groups_types(self) -> bool:
         return not self.config.type_one_side
-
-    def tolerates_overlap(self) -> bool:
-        return bool(self.config.env_protection > 0.0)
 
     def requests(self) -> tuple[NeighbourRequest, ...]:
         return (NeighbourRequest(rcut=self.config.rcut, sel=tuple(self.config.sel), layout="typed_slots"),)

@@ -3,7 +3,6 @@
 from dpmodel.statistics.environment import (
     environment_items,
     environment_mean_and_deviation,
-    environment_statistics,
     item_names,
 )
 from dpmodel.statistics.items import StatItem
@@ -25,7 +24,6 @@ __all__ = [
     "common_bias",
     "environment_items",
     "environment_mean_and_deviation",
-    "environment_statistics",
     "frame_bias",
     "item_names",
     "mean_and_inverse_deviation",

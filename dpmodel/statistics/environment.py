@@ -22,7 +22,6 @@ __all__ = [
     "environment_items",
     "environment_key",
     "environment_mean_and_deviation",
-    "environment_statistics",
     "item_names",
 ]
 
@@ -82,28 +81,6 @@ def environment_mean_and_deviation(
         if not radial_only:
             dstd[t, 1:] = items[f"a_{t}"].std(protection=protect)
     return (davg[:, :1], dstd[:, :1]) if radial_only else (davg, dstd)
-
-
-def environment_statistics(
-    graphs: Iterable[Graph],
-    view: int,
-    *,
-    rcut: float,
-    rcut_smth: float,
-    sel: tuple[int, ...],
-    ntypes: int,
-    protection: float = 0.0,
-    exclude_types: tuple[tuple[int, int], ...] = (),
-    radial_only: bool = False,
-    protect: float = 1e-2,
-) -> tuple[np.ndarray, np.ndarray, dict[str, StatItem]]:
-    """davg, dstd and the items they come from: `environment_items`, then `environment_mean_and_deviation`."""
-    items = environment_items(
-        graphs, view, rcut=rcut, rcut_smth=rcut_smth, sel=sel, ntypes=ntypes, protection=protection,
-        exclude_types=exclude_types, radial_only=radial_only,
-    )  # fmt: skip
-    davg, dstd = environment_mean_and_deviation(items, ntypes, radial_only=radial_only, protect=protect)
-    return davg, dstd, items
 
 
 def _rows(

@@ -49,11 +49,14 @@ class NeighbourStatistics:
     """Number of frames that were searched."""
 
 
-def neighbour_statistics(dataset: Dataset, rcut: float, ntypes: int | None = None) -> NeighbourStatistics:
+def neighbour_statistics(
+    dataset: Dataset, rcut: float, ntypes: int | None = None, *, allow_overlap: bool = False
+) -> NeighbourStatistics:
     """Search every frame that training may draw (not those that `min_pair_dist` leaves out).
 
     rcut: Å. ntypes: types of the model; None: those of the type map that the systems were opened with.
-    Raises DataError naming system and frame where atoms overlap, or where a frame cannot be searched.
+    allow_overlap: for models with a protected environment matrix, which atoms at one place do not harm.
+    Raises DataError naming system and frame where atoms overlap (unless allowed), or where a frame cannot be searched.
     """
     if not (math.isfinite(rcut) and rcut > 0):
         raise InputError(f"rcut: expected a positive number in Å, got {rcut}")
@@ -68,7 +71,7 @@ def neighbour_statistics(dataset: Dataset, rcut: float, ntypes: int | None = Non
                 counts, most, distance = neighbour_counts(batch.coord[k], batch.atype[k], cell, batch.pbc, rcut, ntypes)
             except InputError as problem:
                 raise DataError(f"{path}, frame {int(frame)}: {problem}") from problem
-            if distance < _SAME_PLACE:
+            if distance < _SAME_PLACE and not allow_overlap:
                 raise _overlap(path, int(frame), batch, k)
             largest, total, closest = np.maximum(largest, counts), max(total, most), min(closest, distance)
             count += 1

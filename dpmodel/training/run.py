@@ -220,7 +220,9 @@ class _Run:
         if self.checkpoint is not None:
             self.min_nbor_dist = None if origin is None else origin.min_nbor_dist
         elif not skip or (automatic and origin is None):
-            found = neighbour_statistics(self.data, descriptor.rcut, len(config.type_map))
+            found = neighbour_statistics(
+                self.data, descriptor.rcut, len(config.type_map), allow_overlap=descriptor.tolerates_overlap()
+            )
             self.min_nbor_dist = found.min_distance
             sel = resolve_sel(sel, found, typed=True)
             logger.info(

@@ -20,7 +20,8 @@ from dpmodel.statistics import (
     StatItem,
     atomic_bias,
     common_bias,
-    environment_statistics,
+    environment_items,
+    environment_mean_and_deviation,
     frame_bias,
     mean_and_inverse_deviation,
     merge_bias,
@@ -110,10 +111,11 @@ def test_environment_equals_loops(
     for size, padding in ((7, 0), (1, 2), (0, 0), (9, 3)):
         atype = rng.integers(-1, 2, size)  # type 2 never occurs
         graphs.append(make_graph(rng.uniform(0, 4, (size, 3)), atype, sel, typed, padding))
-    davg, dstd, items = environment_statistics(
+    items = environment_items(
         iter(graphs), 1, rcut=RCUT, rcut_smth=RCUT_SMTH, sel=sel, ntypes=ntypes, protection=protection,
         exclude_types=exclude, radial_only=radial_only,
     )  # fmt: skip
+    davg, dstd = environment_mean_and_deviation(items, ntypes, radial_only=radial_only)
     assert davg.shape == dstd.shape == (ntypes, 1 if radial_only else 4)
     for t in range(ntypes):
         values: list[list[float]] = []
@@ -141,7 +143,7 @@ def test_environment_equals_loops(
 def test_environment_refuses_an_overfull_view() -> None:
     graph = make_graph(np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]), np.zeros(3, np.int64), (2,), False)
     with pytest.raises(ValueError, match="more than sum"):
-        environment_statistics([graph], 1, rcut=RCUT, rcut_smth=RCUT_SMTH, sel=(1,), ntypes=1)
+        environment_items([graph], 1, rcut=RCUT, rcut_smth=RCUT_SMTH, sel=(1,), ntypes=1)
 
 
 # --- output bias --------------------------------------------------------------------------------------

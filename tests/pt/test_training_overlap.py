@@ -39,10 +39,11 @@ def test_a_step_names_system_and_frame(workshop: Any) -> None:
         train(data)
 
 
-def test_a_protected_environment_may_have_them(workshop: Any) -> None:
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_protected_environment_may_have_them(workshop: Any, skip: bool) -> None:
     path = overlap(workshop, slice(None))
     data = workshop.input(path, model__descriptor__env_protection=0.1)
-    assert train(data, skip_neighbor_stat=True, stop_at=2).exists()
+    assert train(data, skip_neighbor_stat=skip, stop_at=2).exists()
 
 
 @pytest.mark.parametrize("skip", [False, True])
