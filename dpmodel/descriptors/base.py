@@ -22,7 +22,7 @@ class Features(Record):
     node: Array = axes("atoms")
     """(n, dim_out): invariant features."""
     rotation: Array | None = axes("atoms", default=None)
-    """(n, dim_emb, 3): lab-frame vectors that rotate with the system; None where a descriptor has none."""
+    """(n, dim_emb, 3): lab-frame vectors that rotate with the system; None where a descriptor has none, or nobody asked."""
 
 
 class DescriptorConfig(Config):
@@ -93,6 +93,6 @@ class Descriptor(Op):
         """
         raise NotImplementedError(f"{type(self).__name__} does not define with_statistics()")
 
-    def call(self, graph: Graph) -> Features:
-        """Features of the owned atoms."""
+    def call(self, graph: Graph, *, rotation: bool = True) -> Features:
+        """Features of the owned atoms. rotation False: `Features.rotation` is not needed and may be None."""
         raise NotImplementedError(f"{type(self).__name__} does not define call()")

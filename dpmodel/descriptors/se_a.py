@@ -145,7 +145,7 @@ class SeA(Descriptor):
         dtype = self.davg.dtype
         return self.replace(davg=self.davg if cfg.set_davg_zero else davg.astype(dtype), dstd=dstd.astype(dtype))
 
-    def call(self, graph: Graph) -> Features:
+    def call(self, graph: Graph, *, rotation: bool = True) -> Features:
         """Features of the owned atoms: node (n, M * axis_neuron) with M the slow index, rotation (n, M, 3)."""
         xp = array_namespace(graph.edge_vec)
         cfg, n = self.config, graph.frame.shape[0]

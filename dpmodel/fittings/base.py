@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -118,6 +118,9 @@ class Fitting(Op):
     aparam_inv_std: Array | None = buffer(default=None)
     case_embd: Array | None = buffer(default=None)
     """(dim_case_embd,): one-hot row of the task."""
+
+    needs_rotation: ClassVar[bool] = False
+    """Whether `call` reads `Features.rotation`."""
 
     def output(self) -> Output:
         """What this net predicts."""

@@ -142,7 +142,7 @@ class StandardModel(Model):
         """Outputs by key: per-atom values (n, *shape), per-frame values (f, *shape) in float64, `mask` (n,) int32."""
         xp = array_namespace(graph.edge_vec)
         n, output = graph.frame.shape[0], self.output()
-        value = self.fitting(self.descriptor(graph), graph)
+        value = self.fitting(self.descriptor(graph, rotation=self.fitting.needs_rotation), graph)
         atype = graph.atype[:n]
         real = atype >= 0
         bias = take_rows(self.out_bias, xp.where(real, atype, xp.zeros_like(atype)))

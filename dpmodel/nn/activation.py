@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 from functools import cache
 
-from dpmodel.op import Array
+from dpmodel.op import Array, Op
 from dpmodel.ops import array_namespace
 
-__all__ = ["ACTIVATIONS", "activation"]
+__all__ = ["ACTIVATIONS", "Activation", "activation"]
 
 
 def _tanh(x: Array) -> Array:
@@ -94,3 +94,13 @@ def activation(name: str) -> Callable[[Array], Array]:
                 f"activation_function {name!r}: the part after ':' must be a number, as in 'silut:10.0'"
             ) from None
     raise ValueError(f"unknown activation_function {name!r}; known are {sorted(ACTIVATIONS)} and 'silut:T'")
+
+
+class Activation(Op):
+    """An activation function as a part of its own: backends override it where arrays are large."""
+
+    name: str
+
+    def call(self, x: Array) -> Array:
+        """Elementwise, any shape."""
+        return activation(self.name)(x)

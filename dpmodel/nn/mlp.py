@@ -14,7 +14,7 @@ from dpmodel.nn.activation import activation
 from dpmodel.op import Array, Op, child, param
 from dpmodel.ops import array_namespace
 
-__all__ = ["MLP", "Linear", "Seed", "child_seed", "make_embedding_net", "make_fitting_net"]
+__all__ = ["MLP", "Linear", "Seed", "child_seed", "make_embedding_net", "make_fitting_net", "make_linear"]
 
 Seed: TypeAlias = int | tuple[int, ...] | None
 
@@ -70,11 +70,11 @@ def child_seed(seed: Seed, k: int) -> Seed:
     return (k, *seed) if isinstance(seed, tuple | list) else (k, seed)
 
 
-def _make_linear(
+def make_linear(
     n_in: int, n_out: int, *, seed: Seed, dtype: str, activation: str = "linear", resnet: bool = False,
     timestep: bool = False, bias: bool = True, trainable: bool = True,
 ) -> Linear:  # fmt: skip
-    """Weights drawn in float64 and then cast, so that precisions start from the same numbers."""
+    """A layer with random weights: drawn in float64 and then cast, so that precisions start from the same numbers."""
     rng = np.random.default_rng(seed)
     w = rng.normal(scale=1.0 / np.sqrt(n_in + n_out), size=(n_in, n_out)).astype(dtype)
     b = rng.normal(size=(n_out,)).astype(dtype) if bias else None
@@ -97,7 +97,7 @@ def make_embedding_net(
     widths = (n_in, *neuron)
     return MLP(
         layers=tuple(
-            _make_linear(
+            make_linear(
                 widths[k], widths[k + 1], seed=child_seed(seed, k), dtype=dtype, activation=activation, resnet=True,
                 timestep=resnet_dt, trainable=trainable,
             )
@@ -113,11 +113,11 @@ def make_fitting_net(
     """Residual hidden layers, then one linear layer to `n_out`. `trainable` has one entry per layer."""
     widths = (n_in, *neuron)
     hidden = [
-        _make_linear(
+        make_linear(
             widths[k], widths[k + 1], seed=child_seed(seed, k), dtype=dtype, activation=activation, resnet=True,
             timestep=resnet_dt, trainable=trainable[k],
         )
         for k in range(len(neuron))
     ]  # fmt: skip
-    last = _make_linear(widths[-1], n_out, seed=child_seed(seed, len(neuron)), dtype=dtype, trainable=trainable[-1])
+    last = make_linear(widths[-1], n_out, seed=child_seed(seed, len(neuron)), dtype=dtype, trainable=trainable[-1])
     return MLP(layers=(*hidden, last))

@@ -14,7 +14,17 @@ from array_api_compat import device as array_device
 
 from dpmodel.op import Array
 
-__all__ = ["array_namespace", "as_dtype", "device_of", "is_float", "safe_norm", "segment_sum", "take_rows", "zeros"]
+__all__ = [
+    "array_namespace",
+    "as_dtype",
+    "device_of",
+    "is_float",
+    "safe_norm",
+    "segment_outer",
+    "segment_sum",
+    "take_rows",
+    "zeros",
+]
 
 
 def device_of(x: Array) -> Any:
@@ -73,3 +83,8 @@ def segment_sum(x: Array, index: Array, size: int) -> Array:
     one_hot = xp.astype(index[None, :] == columns[:, None], x.dtype)
     flat = xp.matmul(one_hot, xp.reshape(x, (x.shape[0], math.prod(x.shape[1:]))))
     return xp.reshape(flat, (size, *x.shape[1:]))
+
+
+def segment_outer(x: Array, y: Array, index: Array, size: int) -> Array:
+    """Sum outer products of rows that share an index: (n, a), (n, b), (n,) -> (size, a, b)."""
+    return segment_sum(x[:, :, None] * y[:, None, :], index, size)

@@ -472,7 +472,7 @@ class Toy(Descriptor):
     def bytes_per_atom(self) -> int:
         return 8 * self.config.width * sum(self.config.sel)
 
-    def call(self, graph: Graph) -> Features:
+    def call(self, graph: Graph, *, rotation: bool = True) -> Features:
         xp = array_namespace(graph.edge_vec)
         r = xp.sqrt(xp.sum(graph.edge_vec**2, axis=1))[:, None]
         return Features(node=segment_sum(xp.exp(-self.decay * r) - self.shift, graph.centre, graph.frame.shape[0]))
