@@ -15,11 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dpmodel.potential import Potential, load, save
+    from dpmodel.potential import Potential, freeze, load, save
 
-__all__ = ["Potential", "__version__", "load", "save"]
+__all__ = ["Potential", "__version__", "freeze", "load", "save"]
 
-_HOMES = {"Potential": "dpmodel.potential", "load": "dpmodel.potential", "save": "dpmodel.potential"}
+_HOMES = dict.fromkeys(("Potential", "freeze", "load", "save"), "dpmodel.potential")
 
 try:
     __version__ = version("dpmodel")

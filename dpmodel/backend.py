@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -26,9 +27,11 @@ __all__ = [
     "NUMPY",
     "Backend",
     "Evaluator",
+    "Exporter",
     "Trainer",
     "canonical_name",
     "get_backend",
+    "get_exporter",
     "get_trainer",
     "installed",
 ]
@@ -61,6 +64,9 @@ INSTALL: dict[str, str] = {
 }
 
 PREFERENCE = ("pt", "jax", "numpy")
+
+EXPORTER = "pt_expt"
+"""The backend whose artefacts are `.pt2` files."""
 
 
 class Evaluator(Protocol):
@@ -103,6 +109,16 @@ class Trainer(Backend, Protocol):
 
     def versions(self) -> dict[str, str]:
         """Versions of the libraries that take part."""
+
+
+class Exporter(Backend, Protocol):
+    """A backend that compiles models into artefacts (`.pt2`)."""
+
+    def freeze(self, file: Any, output: Path, *, atomic_virial: bool = False) -> None:
+        """Compile a `dpmodel.files.model_file.ModelFile` and write the artefact, complete or not at all."""
+
+    def open_artefact(self, path: Path, *, device: str | None = None) -> tuple[Any, Evaluator]:
+        """The model file inside an artefact, and its compiled code."""
 
 
 class _NumpyEvaluator:
@@ -179,6 +195,19 @@ def get_trainer(name: str | None = None) -> Trainer:
     if not isinstance(backend, _CanTrain):
         raise BackendError(f"the {backend.name} backend cannot train in this version; use --backend pt")
     return cast(Trainer, backend)
+
+
+def get_exporter(name: str | None = None) -> Exporter:
+    """The backend of artefacts; None: the one that there is, whatever DP_BACKEND says.
+
+    Raises BackendError where another one was named, or as `get_backend` does.
+    """
+    if name is not None and canonical_name(name) != EXPORTER:
+        raise BackendError(
+            f"compiled models (.pt2) run on the backend {EXPORTER!r}, not on {name!r}: leave the backend out, or load the "
+            "model file that was frozen"
+        )
+    return cast(Exporter, get_backend(EXPORTER))
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dpmodel.backend import Backend, Evaluator, get_backend
+from dpmodel.backend import Backend, Evaluator, get_backend, get_exporter
 from dpmodel.errors import BackendError, InputError
 from dpmodel.evaluation import assemble_frames, atoms_per_call, evaluate_graph
 from dpmodel.files.model_file import ModelFile, read_model, write_model
@@ -17,7 +17,10 @@ from dpmodel.geometry.build import GraphBuilder
 from dpmodel.geometry.cells import check_pbc, make_lattice
 from dpmodel.models import Model
 
-__all__ = ["Potential", "load", "save"]
+__all__ = ["Potential", "freeze", "load", "save"]
+
+ARTEFACT = ".pt2"
+"""The suffix of compiled models."""
 
 
 def load(
@@ -31,7 +34,7 @@ def load(
     """Load a model file or a checkpoint.
 
     Args:
-        path: `.dp`, `.yaml` or `.json`.
+        path: `.dp`, `.yaml` or `.json`; or `.pt2`, which is native code: load such files from people you trust alone.
         backend: numpy, pt, jax or pt_expt (or an alias); None: `DP_BACKEND`, else the best installed.
         head: the branch of a multi-task model.
         device: "cpu", "cuda", "cuda:1" ...; None: the best the backend has.
@@ -41,11 +44,48 @@ def load(
         ModelFileError: the file is no model, damaged, newer than this program, or out of scope.
         BackendError: the backend is unknown, not installed, or lacks the device.
     """
-    if head is not None:
-        raise InputError(f"head={head!r}: {path} holds a single model, which has no heads; leave head out")
+    _refuse_head(head, path)
+    if Path(path).suffix.lower() == ARTEFACT:
+        return _load_artefact(Path(path), backend, device, compile=compile)
     chosen = get_backend(backend)
     file = read_model(path)
     return Potential(file, chosen, chosen.evaluator(file.model, device=device, compile=compile))
+
+
+def _load_artefact(path: Path, backend: str | None, device: str | None, *, compile: bool) -> Potential:
+    if compile:
+        raise InputError(f"compile=True: {path} is compiled already; leave it out")
+    exporter = get_exporter(backend)
+    file, evaluator = exporter.open_artefact(path, device=device)
+    return Potential(file, exporter, evaluator)
+
+
+def freeze(
+    model: str | Path, output: str | Path = "model.pt2", *, head: str | None = None, atomic_virial: bool = False
+) -> None:
+    """Compile a model file or a checkpoint into one file that LAMMPS runs without Python, on one process or many.
+
+    Args:
+        model: `.dp`, `.yaml`, `.json`, or a checkpoint.
+        output: `.pt2`; complete and compared with the model, or not there at all.
+        head: the branch of a multi-task model.
+        atomic_virial: compile per-atom virials too.
+
+    Raises:
+        ModelFileError: as `load`.
+        BackendError: torch is not installed, or the model does not compile or gives other numbers when compiled.
+        InputError: the suffix of `output`, or a kind of model that cannot be frozen.
+    """
+    _refuse_head(head, model)
+    if Path(output).suffix.lower() != ARTEFACT:
+        raise InputError(f"freeze writes {ARTEFACT} files, not {output}; `dpmodel convert` writes .dp, .yaml and .json")
+    exporter = get_exporter()
+    exporter.freeze(read_model(model), Path(output), atomic_virial=atomic_virial)
+
+
+def _refuse_head(head: str | None, path: str | Path) -> None:
+    if head is not None:
+        raise InputError(f"head={head!r}: {path} holds a single model, which has no heads; leave head out")
 
 
 def save(potential: Potential, path: str | Path) -> None:

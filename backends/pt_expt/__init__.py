@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 
 from dpmodel.backend import Evaluator
+from dpmodel.files.model_file import ModelFile
 from dpmodel.graph import Graph
 from dpmodel.models import Model
 from dpmodel.op import Op
@@ -15,6 +17,7 @@ from dpmodel.op import Op
 from ..pt import TorchEvaluator, pick_device
 from ..pt.bridge import Overrides, override_table
 from .compile import CompiledLower
+from .export import freeze, open_artefact
 
 __all__ = ["BACKEND", "OVERRIDES", "CompiledEvaluator", "ExportableBackend"]
 
@@ -49,6 +52,14 @@ class ExportableBackend:
         """See `Backend.evaluator`."""
         kind = CompiledEvaluator if compile else TorchEvaluator
         return kind(model, pick_device(device), self.overrides)
+
+    def freeze(self, file: ModelFile, output: Path, *, atomic_virial: bool = False) -> None:
+        """See `Exporter.freeze`."""
+        freeze(file, output, overrides=self.overrides, atomic_virial=atomic_virial)
+
+    def open_artefact(self, path: Path, *, device: str | None = None) -> tuple[ModelFile, Evaluator]:
+        """See `Exporter.open_artefact`."""
+        return open_artefact(path, device=device)
 
 
 BACKEND = ExportableBackend()

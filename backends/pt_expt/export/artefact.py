@@ -1,0 +1,139 @@
+"""Evaluating an artefact in Python: inputs are checked, because compiled code looks at nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch._C import _aoti
+
+from dpmodel.errors import BackendError, InputError, ModelFileError
+from dpmodel.files.model_file import ModelFile, read_model
+from dpmodel.graph import Graph, Leaf, check, sized
+from dpmodel.models import Model
+
+from ...pt.bridge import graph_to_torch
+from .archive import read_entries
+from .metadata import parse_metadata, require_model, require_runtime
+
+__all__ = ["ArtefactEvaluator", "Runner", "hash_of", "load_code", "open_artefact", "run_program"]
+
+Runner = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
+"""The compiled function: arrays of a graph to outputs."""
+
+
+class ArtefactEvaluator:
+    """An artefact, ready to evaluate."""
+
+    def __init__(self, runner: Runner, metadata: dict[str, Any], model: Model, where: str) -> None:
+        self.metadata = metadata
+        self._run = runner
+        self._model = model
+        self._where = where
+
+    def __call__(self, graph: Graph, *, forces: bool, atomic: bool) -> dict[str, np.ndarray]:
+        """See `dpmodel.backend.Evaluator`. Raises InputError where per-atom virials were not compiled."""
+        if forces and atomic and not self.metadata["atomic_virial"]:
+            raise InputError(
+                f"{self._where} was frozen without per-atom virials: freeze the model with --atomic-virial "
+                "(atomic_virial=True), or leave out atomic=True or forces"
+            )
+        outputs = run_program(self._run, self.metadata, graph)
+        derived = {"force", "virial", "atom_virial"} if not forces else set() if atomic else {"atom_virial"}
+        return {key: value.numpy() for key, value in outputs.items() if key not in derived}
+
+    def model(self) -> Model:
+        """The model with NumPy arrays."""
+        return self._model
+
+
+def open_artefact(path: str | Path, *, device: str | None = None) -> tuple[ModelFile, ArtefactEvaluator]:
+    """The model file inside an artefact, and its compiled code.
+
+    Raises ModelFileError where the archive is damaged or was changed, BackendError where it was compiled for another
+    torch, device or processor.
+    """
+    path = Path(path)
+    if device is not None and torch.device(device).type != "cpu":
+        raise BackendError(f"{path} was compiled for the CPU, not for {device!r}: load it with device='cpu'")
+    text, image = read_entries(path)
+    metadata = parse_metadata(text, str(path))
+    require_runtime(metadata, str(path))
+    file = _model_file(image, metadata, path)
+    require_model(metadata, file.model, str(path))
+    return file, ArtefactEvaluator(load_code(path), metadata, file.model, str(path))
+
+
+def _model_file(image: bytes, metadata: dict[str, Any], path: Path) -> ModelFile:
+    if hash_of(image) != metadata["model_hash"]:
+        raise ModelFileError(f"{path}: the model inside is not the one that was compiled; freeze the model anew")
+    with tempfile.TemporaryDirectory(prefix="dpmodel-") as folder:
+        inside = Path(folder) / "model.dp"
+        inside.write_bytes(image)
+        try:
+            return read_model(inside)
+        except ModelFileError as problem:
+            raise ModelFileError(str(problem).replace(str(inside), f"the model inside {path}")) from problem
+
+
+def hash_of(image: bytes) -> str:
+    """SHA-256 in hexadecimal digits."""
+    return hashlib.sha256(image).hexdigest()
+
+
+def load_code(path: Path) -> Runner:
+    """The compiled function of a checked archive."""
+    try:
+        # As C++ does it. `aoti_load_package` would read all else in the archive first, pickles included.
+        loader = _aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
+    except RuntimeError as problem:
+        raise ModelFileError(
+            f"{path}: torch cannot load the compiled code ({str(problem).splitlines()[0]}); freeze the model anew"
+        ) from problem
+    return lambda inputs: loader.boxed_run(list(inputs))
+
+
+def run_program(run: Runner, metadata: dict[str, Any], graph: Graph) -> dict[str, torch.Tensor]:
+    """Outputs for a graph of NumPy arrays, ghosts folded onto the rows of `graph.owner` where that is set.
+
+    Raises ValueError for a graph that the program was not compiled for.
+    """
+    owner, n = graph.owner, graph.frame.shape[0]
+    inputs: Graph = graph_to_torch(_with_defaults(graph.replace(owner=None), metadata))
+    check(inputs)
+    leaves = sized(inputs)
+    _check_inputs(leaves, metadata["inputs"])
+    results = run([leaf.array.contiguous() for leaf in leaves])
+    outputs = {each["name"]: value for each, value in zip(metadata["outputs"], results, strict=True)}
+    if owner is not None:
+        rows = torch.as_tensor(owner)
+        for key in outputs.keys() & {"force", "atom_virial"}:
+            value = outputs[key]
+            outputs[key] = value.new_zeros((n, *value.shape[1:])).index_add(0, rows, value)
+    return outputs
+
+
+def _with_defaults(graph: Graph, metadata: dict[str, Any]) -> Graph:
+    if metadata["default_fparam"] is not None and graph.fparam is None:
+        frames = graph.natoms.shape[0]
+        return graph.replace(fparam=np.tile(np.asarray(metadata["default_fparam"], np.float64), (frames, 1)))
+    return graph
+
+
+def _check_inputs(leaves: Sequence[Leaf], declared: Sequence[dict[str, Any]]) -> None:
+    names = [leaf.path for leaf in leaves]
+    if names != [each["name"] for each in declared]:
+        raise ValueError(f"the program takes {[each['name'] for each in declared]}, the graph holds {names}")
+    for leaf, each in zip(leaves, declared, strict=True):
+        dtype = str(leaf.array.dtype).removeprefix("torch.")
+        found = (dtype, list(leaf.axes), list(leaf.static))
+        if found != (each["dtype"], each["axes"], each["static"]):
+            raise ValueError(
+                f"{leaf.path}: the program takes {each['dtype']} over {each['axes']} and {each['static']}, got {dtype} of "
+                f"shape {tuple(leaf.array.shape)}"
+            )

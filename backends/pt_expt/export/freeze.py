@@ -1,0 +1,138 @@
+"""From a model to a compiled artefact that was compared with it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dpmodel.errors import BackendError, InputError
+from dpmodel.files.atomic import atomic_write
+from dpmodel.files.model_file import ModelFile, write_model
+from dpmodel.graph import Graph
+from dpmodel.models import Model, predict
+
+from ...pt.bridge import Overrides, graph_to_torch, to_torch, torch_gradient
+from .archive import METADATA, MODEL, pack
+from .artefact import Runner, hash_of, load_code, run_program
+from .compiler import compile_program
+from .metadata import Comparison, describe_model, describe_program, describe_runtime
+from .program import builder_of, export_program, graph_like
+
+__all__ = ["compare", "freeze", "sample_graphs"]
+
+
+def freeze(file: ModelFile, output: str | Path, *, overrides: Overrides, atomic_virial: bool = False) -> None:
+    """Compile a model and write it to `output` (`.pt2`), after comparing it with the model.
+
+    Raises BackendError where the model cannot be exported, does not compile, or gives other numbers when compiled;
+    there is no file then.
+    """
+    output, model = Path(output), file.model
+    if output.suffix.lower() != ".pt2":
+        raise InputError(f"{output}: artefacts have the suffix .pt2")
+    if not model.output().differentiable:
+        raise InputError(f"freeze: {model.output().name!r} models cannot be frozen in this version, only energies")
+    module = to_torch(model, overrides=overrides).eval().requires_grad_(False)
+    program = export_program(module, graph_like(model), atomic_virial=atomic_virial)
+    with tempfile.TemporaryDirectory(prefix="dpmodel-") as folder:
+        inside = Path(folder) / "model.dp"
+        write_model(inside, file)
+        image = inside.read_bytes()
+        metadata = {
+            **describe_runtime(),
+            "precision": precision_of(module),
+            "model_hash": hash_of(image),
+            **describe_model(model),
+            **describe_program(program),
+            "compared": [],
+        }
+        code = compile_program(program.exported)
+        trial = Path(folder) / "trial.pt2"
+        trial.write_bytes(_pack(code, metadata, image))
+        runner = load_code(trial)
+        found = compare(runner, metadata, model, module)
+        metadata["compared"] = [vars(each) for each in found]
+        final = _pack(code, metadata, image)
+    atomic_write(output, lambda temporary: temporary.write_bytes(final))
+
+
+def _pack(code: list[Path], metadata: dict[str, Any], model: bytes) -> bytes:
+    return pack(code, {METADATA: json.dumps(metadata, indent=1).encode(), MODEL: model})
+
+
+def precision_of(module: torch.nn.Module) -> str:
+    """float32 where any parameter is, else float64."""
+    return "float32" if any(p.dtype != torch.float64 for p in module.parameters()) else "float64"
+
+
+# --- comparison --------------------------------------------------------------------------------------------
+
+TOLERANCE = {"float64": 1e-10, "float32": 2e-5}
+"""Of the larger of 1 and the largest value of an output."""
+
+
+def compare(run: Runner, metadata: dict[str, Any], model: Model, module: torch.nn.Module) -> list[Comparison]:
+    """Compare a program with the model on several graphs. Raises BackendError naming the output that differs."""
+    return [_compare(run, metadata, graph, module) for graph in sample_graphs(model)]
+
+
+def _compare(run: Runner, metadata: dict[str, Any], graph: Graph, module: torch.nn.Module) -> Comparison:
+    expected = predict(module, graph_to_torch(graph), torch_gradient, atomic_virial=metadata["atomic_virial"])
+    found = run_program(run, metadata, graph)
+    worst = 0.0
+    for key, value in expected.items():
+        if found[key].shape != value.shape or found[key].dtype != value.dtype:
+            raise BackendError(
+                f"export: compiled, {key} is {found[key].dtype} {tuple(found[key].shape)} instead of {value.dtype} "
+                f"{tuple(value.shape)}"
+            )
+        reference, other = (x.detach().double().numpy() for x in (value, found[key]))
+        difference = np.max(np.abs(other - reference), initial=0.0) / max(1.0, np.max(np.abs(reference), initial=0.0))
+        if not difference <= TOLERANCE[metadata["precision"]]:
+            raise BackendError(
+                f"export: compiled, {key} of a graph of {len(graph.frame)} atoms and {len(graph.centre)} edges is "
+                f"{difference:.1e} away from the model (allowed: {TOLERANCE[metadata['precision']]:.0e}). No file was "
+                "written. Please report this with the model"
+            )
+        worst = max(worst, float(difference))
+    return Comparison(len(graph.frame), len(graph.centre), worst)
+
+
+def sample_graphs(model: Model) -> Iterator[Graph]:
+    """Graphs (NumPy) to compare on: two clusters, one of them with ghosts, and a single atom."""
+    yield _cluster(model, 2, 4)
+    yield _with_ghosts(_cluster(model, 1, 11))
+    yield _cluster(model, 1, 1)
+
+
+def _cluster(model: Model, frames: int, atoms: int) -> Graph:
+    """Atoms near the points of a lattice, at the distances of a solid."""
+    rng = np.random.default_rng(atoms)
+    lattice = np.stack(np.meshgrid(*[np.arange(3)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)[:atoms]
+    spacing = min(2.0, 0.6 * min(request.rcut for request in model.requests()))
+    coord = spacing * (lattice + rng.uniform(0, 0.25, (frames, atoms, 3)))
+    atype = np.broadcast_to(np.arange(atoms) % model.ntypes, (frames, atoms))
+    extra: dict[str, Any] = {}
+    if model.dim_fparam:
+        extra["fparam"] = rng.normal(size=(frames, model.dim_fparam))
+    if model.dim_aparam:
+        extra["aparam"] = rng.normal(size=(frames, atoms, model.dim_aparam))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a small `sel` is no matter here
+        return builder_of(model).build(coord, atype, None, **extra)
+
+
+def _with_ghosts(graph: Graph) -> Graph:
+    """The same system in which every second edge sees a ghost of its own."""
+    n, pick = len(graph.frame), np.arange(0, len(graph.centre), 2)
+    owner = np.concatenate([np.arange(n), graph.neighbour[pick]])
+    neighbour = graph.neighbour.copy()
+    neighbour[pick] = n + np.arange(len(pick))
+    return graph.replace(neighbour=neighbour, owner=owner, atype=graph.atype[owner])

@@ -1,0 +1,251 @@
+"""From a model to an exported program of any size: trace, `torch.export`, and an audit of what came out.
+
+The program takes the arrays of a graph (`dpmodel.graph.sized`) and holds parameters and buffers itself. Every
+axis of data-dependent size is a symbol of its own whose range begins at 0, and nothing else is symbolic.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import sympy
+import torch
+import torch.fx.experimental._config as fx_config
+from torch._ops import OpOverload
+
+from dpmodel.errors import BackendError
+from dpmodel.geometry.build import GraphBuilder
+from dpmodel.graph import GLOBAL_AXES, Comm, Graph, Leaf, sized
+from dpmodel.models import Model
+
+from ...pt.bridge import graph_to_torch
+from ..compile import Traced, model_state, sample_graph, trace
+
+__all__ = ["EXCHANGES", "Exchange", "Program", "builder_of", "export_program", "graph_like"]
+
+EXCHANGES = {"dpmodel::ghost_forward": "forward", "dpmodel::ghost_reverse": "reverse"}
+"""The operators that talk to other processes."""
+
+
+class Exchange(NamedTuple):
+    """One exchange of rows with other processes."""
+
+    op: str
+    """forward or reverse."""
+    dtype: str
+    width: int
+    """Numbers per row."""
+
+
+class Program(NamedTuple):
+    """An exported program and what is known about it."""
+
+    exported: torch.export.ExportedProgram
+    inputs: tuple[Leaf, ...]
+    """Declarations of the inputs, in order; the arrays are those of the sample."""
+    outputs: tuple[tuple[str, torch.Tensor, tuple[str, ...]], ...]
+    """(name, stand-in, axes), in order."""
+    exchanges: tuple[Exchange, ...]
+    """In the order in which they run."""
+
+
+def builder_of(model: Model) -> GraphBuilder:
+    """What builds the graphs of a model."""
+    return GraphBuilder(
+        requests=model.requests(),
+        ntypes=model.ntypes,
+        exclude_pairs=model.pair_exclude_types,
+        group_by_type=model.groups_types(),
+        allow_overlap=model.tolerates_overlap(),
+    )
+
+
+def graph_like(model: Model, handle: int = 0) -> Graph:
+    """A graph of tensors with every input that the model takes, for its structure alone."""
+    extra: dict[str, Any] = {}
+    if model.dim_fparam:
+        extra["fparam"] = np.zeros((1, model.dim_fparam))
+    if model.dim_aparam:
+        extra["aparam"] = np.zeros((1, 1, model.dim_aparam))
+    graph = builder_of(model).build(np.zeros((1, 1, 3)), np.zeros((1, 1), np.int64), None, **extra)
+    if model.message_passing:
+        graph = graph.replace(comm=Comm(handle=np.array([handle])))
+    tensors: Graph = graph_to_torch(graph)
+    return tensors
+
+
+def export_program(module: torch.nn.Module, like: Graph, *, atomic_virial: bool) -> Program:
+    """Outputs and derivatives of a model for graphs of the structure of `like`, of any size.
+
+    Raises BackendError naming the input, the condition or the exchange where the program would not serve every size or
+    every process.
+    """
+    traced = trace(module, like, forces=True, atomic=atomic_virial)
+    inputs = sized(sample_graph(like))
+    dynamic = tuple(dict.fromkeys(range(len(leaf.axes)), torch.export.Dim.DYNAMIC) or None for leaf in inputs)
+    with cast(Any, fx_config).patch(backed_size_oblivious=True):
+        exported = torch.export.export(
+            _Held(traced, module),
+            tuple(leaf.array for leaf in inputs),
+            dynamic_shapes=(dynamic,),
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
+    symbols = _check_axes(exported, inputs)
+    _check_conditions(exported, symbols)
+    outputs = _outputs(exported, traced.names, symbols)
+    return Program(exported, inputs, outputs, _exchanges(exported))
+
+
+class _Held(torch.nn.Module):
+    """A trace that holds its state."""
+
+    def __init__(self, traced: Traced, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.traced = traced.graph_module
+        self.names: list[str] = []
+        for name, tensor in model_state(module).items():
+            self.names.append("state_" + name.replace(".", "_"))
+            self.register_buffer(self.names[-1], tensor.detach())
+
+    def forward(self, *leaves: torch.Tensor) -> Any:
+        return self.traced(*(getattr(self, name) for name in self.names), *leaves)
+
+
+# --- audit -------------------------------------------------------------------------------------------------
+
+
+def _check_axes(exported: torch.export.ExportedProgram, inputs: tuple[Leaf, ...]) -> dict[str, str]:
+    """The axis that each symbol stands for. Raises BackendError where an axis became a number or shares a symbol."""
+    axis_of: dict[str, str] = {}
+    for leaf, shape in zip(inputs, _input_shapes(exported), strict=True):
+        for axis, size in itertools.zip_longest(leaf.axes, shape):
+            if axis is None:
+                if not isinstance(size, int):
+                    raise BackendError(f"export: {leaf.path} has a further dynamic axis {size}")
+                continue
+            symbol = str(size)
+            if isinstance(size, int) or not size.node.expr.is_Symbol:
+                raise BackendError(
+                    f"export: the axis {axis!r} of {leaf.path} became {symbol}: a layer depends on the size of its data"
+                )
+            if axis_of.setdefault(symbol, axis) != axis:
+                raise BackendError(f"export: the axes {axis!r} and {axis_of[symbol]!r} were taken for the same")
+    for symbol, bounds in exported.range_constraints.items():
+        if str(symbol) in axis_of and int(bounds.lower) > 0:
+            raise BackendError(f"export: the axis {axis_of[str(symbol)]!r} may not be below {bounds.lower}")
+    return axis_of
+
+
+def _input_shapes(exported: torch.export.ExportedProgram) -> Iterator[tuple[Any, ...]]:
+    names = set(exported.graph_signature.user_inputs)
+    for node in exported.graph.nodes:
+        if node.op == "placeholder" and node.name in names:
+            yield tuple(node.meta["val"].shape)
+
+
+def _check_conditions(exported: torch.export.ExportedProgram, symbols: dict[str, str]) -> None:
+    """Raises BackendError for a condition on sizes other than that two sizes of one axis are equal, and >= 0."""
+    for node in exported.graph.nodes:
+        if node.op == "get_attr":
+            raise BackendError(f"export: the program holds the constant {node.target}")
+        if node.op != "call_function" or "assert" not in str(node.target):
+            continue
+        condition = node.args[0]
+        expression = condition.meta["val"].node.expr if isinstance(condition, torch.fx.Node) else condition
+        if not _is_harmless(expression, symbols):
+            raise BackendError(f"export: the program demands {expression} ({node.args[-1]}) of its sizes")
+
+
+def _is_harmless(condition: Any, axis_of: dict[str, str]) -> bool:
+    """Whether it holds for every graph that `dpmodel.graph.check` accepts; tried at several sizes."""
+    condition = sympy.sympify(condition)
+    axes = {symbol: axis_of.get(str(symbol), str(symbol)) for symbol in condition.free_symbols}
+    names = sorted(set(axes.values()))
+    for sizes in itertools.product(_TRIED, repeat=len(names)):
+        size = dict(zip(names, sizes, strict=True))
+        if size.get("nodes", max(_TRIED)) < size.get("atoms", 0):
+            continue
+        if condition.subs({symbol: size[axis] for symbol, axis in axes.items()}) != sympy.true:
+            return False
+    return True
+
+
+_TRIED = (0, 1, 2, 5, 64)
+
+
+def _outputs(
+    exported: torch.export.ExportedProgram, names: tuple[str, ...], symbols: dict[str, str]
+) -> tuple[tuple[str, torch.Tensor, tuple[str, ...]], ...]:
+    """(name, stand-in, axes). Raises BackendError where an output's size is not that of an axis."""
+    results = next(node for node in exported.graph.nodes if node.op == "output").args[0]
+    outputs = []
+    for name, node in zip(names, results, strict=True):
+        value = node.meta["val"]
+        axes = tuple(_axis_of_size(size.node.expr, symbols) for size in value.shape if not isinstance(size, int))
+        if None in axes or not all(isinstance(size, int) for size in value.shape[len(axes) :]):
+            raise BackendError(
+                f"export: the output {name!r} has the sizes {tuple(value.shape)}, not those of its inputs"
+            )
+        outputs.append((name, value, cast(tuple[str, ...], axes)))
+    return tuple(outputs)
+
+
+def _axis_of_size(size: Any, symbols: dict[str, str]) -> str | None:
+    """The axis that always has this size, such as atoms for min(atoms, nodes)."""
+    for axis in GLOBAL_AXES:
+        symbol = next((s for s, name in symbols.items() if name == axis), None)
+        if symbol is not None and _is_harmless(sympy.Eq(size, _symbol(size, symbol)), symbols):
+            return axis
+    return None
+
+
+def _symbol(expression: Any, name: str) -> Any:
+    return next((s for s in expression.free_symbols if str(s) == name), sympy.Symbol(name))
+
+
+def _exchanges(exported: torch.export.ExportedProgram) -> tuple[Exchange, ...]:
+    """Those of the program in order. Raises BackendError unless each depends on the one before.
+
+    Without such a path a compiler may swap two exchanges, and one whose result is not used may vanish: either is the
+    same for all processes that run this artefact, but not for those that run the model in another way.
+    """
+    found: list[Exchange] = []
+    before: dict[torch.fx.Node, frozenset[int]] = {}
+    alive = _alive(exported.graph)
+    for node in exported.graph.nodes:
+        behind: frozenset[int] = frozenset().union(*(before[each] for each in node.all_input_nodes))
+        op = EXCHANGES.get(_schema_name(node.target)) if node.op == "call_function" else None
+        if op is not None:
+            if node not in alive:
+                raise BackendError(f"export: nothing uses the result of exchange {len(found)} ({op})")
+            if found and len(found) - 1 not in behind:
+                raise BackendError(
+                    f"export: exchange {len(found)} ({op}) does not depend on exchange {len(found) - 1}: put the features "
+                    "of one layer into one exchange"
+                )
+            value = node.meta["val"]
+            width = int(np.prod([int(size) for size in value.shape[1:]]))
+            behind |= {len(found)}
+            found.append(Exchange(op, str(value.dtype).removeprefix("torch."), width))
+        before[node] = behind
+    return tuple(found)
+
+
+def _alive(graph: torch.fx.Graph) -> set[torch.fx.Node]:
+    """Nodes that the output depends on."""
+    pending = [node for node in graph.nodes if node.op == "output"]
+    alive = set(pending)
+    while pending:
+        for node in pending.pop().all_input_nodes:
+            if node not in alive:
+                alive.add(node)
+                pending.append(node)
+    return alive
+
+
+def _schema_name(target: Any) -> str:
+    return str(target).removesuffix(".default").replace(".", "::", 1) if isinstance(target, OpOverload) else ""

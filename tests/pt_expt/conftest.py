@@ -1,0 +1,49 @@
+"""Artefacts that several test files share: each is compiled once per session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dpmodel
+from dpmodel.descriptors import SeAConfig
+from dpmodel.files.model_file import ModelFile, write_model
+from dpmodel.fittings import EnerFittingConfig
+from dpmodel.models import Model, StandardModel
+
+
+def small_se_a(**fitting: object) -> Model:
+    """Two types, a cutoff of 4 Å; numbers of the size that trained models have."""
+    section = SeAConfig(
+        sel=(30, 30), rcut=4.0, rcut_smth=0.5, neuron=(4,), axis_neuron=2, type_one_side=True, resnet_dt=False
+    )
+    descriptor = section.build(2, ("O", "H"), seed=0)
+    rng = np.random.default_rng(0)
+    descriptor = descriptor.replace(davg=rng.normal(size=(2, 4)), dstd=rng.uniform(0.3, 0.5, (2, 4)))
+    net = EnerFittingConfig(neuron=(5,), **fitting).build(2, descriptor.dim_out, False, seed=1)
+    model = StandardModel.assemble(descriptor, net, ("O", "H"))
+    return model.replace(out_bias=np.array([[-3.0], [1.5]]))
+
+
+@pytest.fixture(scope="session")
+def artefact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """artefact(name, model, atomic_virial) -> `name`.pt2, beside `name`.dp; compiled on the first call of a name."""
+    folder = tmp_path_factory.mktemp("artefacts")
+
+    def make(name: str, model: Model, *, atomic_virial: bool = False) -> Path:
+        source, target = folder / f"{name}.dp", folder / f"{name}.pt2"
+        if not target.exists():
+            write_model(source, ModelFile(model=model))
+            dpmodel.freeze(source, target, atomic_virial=atomic_virial)
+        return target
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def se_a_pt2(artefact: Callable[..., Path]) -> Path:
+    """A local model, float64, with per-atom virials."""
+    return artefact("se_a", small_se_a(), atomic_virial=True)
