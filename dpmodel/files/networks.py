@@ -12,7 +12,15 @@ from dpmodel.files.nodes import Node, Upgrade
 from dpmodel.nn import MLP, Linear
 from dpmodel.nn.activation import activation
 
-__all__ = ["read_collection", "read_layer", "write_collection", "write_layer"]
+__all__ = [
+    "read_collection",
+    "read_layer",
+    "read_linear",
+    "read_network",
+    "write_collection",
+    "write_layer",
+    "write_network",
+]
 
 
 def _layer_1_to_2(data: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +80,21 @@ def write_layer(layer: Linear) -> dict[str, Any]:
     }
 
 
-def _read_network(node: Node, cls: str, dtype: str) -> MLP:
+def read_linear(node: Node, n_in: int, n_out: int, dtype: str, *, bias: bool = True) -> Linear:
+    """A layer that must be x w + b of these widths, without skip connection. Raises ModelFileError for any other."""
+    layer = read_layer(node, dtype)
+    if layer.w.shape != (n_in, n_out):
+        raise node.fail(f"the array 'w' has shape {layer.w.shape}, but the section implies {(n_in, n_out)}")
+    found = (layer.activation.lower() in ("none", "linear"), not layer.resnet, layer.idt is None)
+    if not all(found) or (layer.b is not None) != bias:
+        raise node.fail(
+            f"expected a linear layer {'with' if bias else 'without'} bias, without activation, skip connection or time step"
+        )
+    return layer
+
+
+def read_network(node: Node, cls: str, dtype: str) -> MLP:
+    """A chain of layers, their arrays in that dtype. Raises ModelFileError where widths do not fit each other."""
     if node.get("@class", cls) != cls:
         raise node.fail(f"expected a {cls}, found {node.get('@class')!r}")
     version, upgrades = NETWORKS[cls]
@@ -98,7 +120,7 @@ def read_collection(
     count, items = ntypes**ndim, node.nodes("networks")
     if node.integer("ndim") != ndim or len(items) != count:
         raise node.fail(f"expected {count} networks ({ndim} keys), found {len(items)} ({node.integer('ndim')} keys)")
-    networks = tuple(_read_network(item, COLLECTION_TYPES[kind], dtype) for item in items)
+    networks = tuple(read_network(item, COLLECTION_TYPES[kind], dtype) for item in items)
     for item, network in zip(items, networks, strict=True):
         own = [*(layer.w.shape[0] for layer in network.layers[:1]), *(layer.w.shape[1] for layer in network.layers)]
         if own != list(widths):
@@ -116,11 +138,12 @@ def write_collection(
         "ndim": ndim,
         "ntypes": ntypes,
         "network_type": kind,
-        "networks": [_write_network(net, COLLECTION_TYPES[kind], resnet_dt, precision, activation) for net in networks],
+        "networks": [write_network(net, COLLECTION_TYPES[kind], resnet_dt, precision, activation) for net in networks],
     }
 
 
-def _write_network(network: MLP, cls: str, resnet_dt: bool, precision: str, activation: str) -> dict[str, Any]:
+def write_network(network: MLP, cls: str, resnet_dt: bool, precision: str, activation: str) -> dict[str, Any]:
+    """The inverse of `read_network`. `precision`: normalised in embedding networks, as given in fitting networks."""
     layers = network.layers
     fitting = cls == "FittingNetwork"
     widths = [int(layer.w.shape[1]) for layer in layers]

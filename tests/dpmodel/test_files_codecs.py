@@ -339,7 +339,7 @@ def test_an_op_without_a_format() -> None:
         pass
 
     with pytest.raises(ModelFileError, match="Odd has no file format; known are"):
-        base.write_op(Odd(), ())
+        base.write_op(Odd(), (), ("O",))
 
 
 # --- what DeePMD-kit wrote ----------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from dpmodel.nn.activation import activation
 from dpmodel.op import Op
 from dpmodel.precision import dtype_name
 
-__all__ = ["Codec", "add_type_map", "build_config", "options", "read_node", "refuse", "write_op"]
+__all__ = ["Codec", "add_type_map", "build_config", "options", "read_node", "refuse", "warn_of_unknown", "write_op"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,8 @@ class Codec:
     version: int
     upgrades: Mapping[int, Upgrade]
     read: Callable[[Node], Any]
-    write: Callable[[Any], dict[str, Any]]
+    write: Callable[[Any, tuple[str, ...]], dict[str, Any]]
+    """From the Op and the type map of the model."""
     keys: Collection[str]
     """Keys that mean something here beyond those of `KEYS` and the options of the section, or are known not to."""
     config: type[Config] | None = None
@@ -73,7 +74,7 @@ def read_node(node: Node, table: tuple[Codec, ...], what: str) -> Any:
     name = str(node.get("type", "standard") if what == "model" else node.get("type")).lower()
     for codec in table:
         if name in codec.names:
-            _warn_of_unknown(node, codec)
+            warn_of_unknown(node, {*codec.keys, *(codec.config.options() if codec.config is not None else ())})
             return codec.read(node.upgraded(codec.version, codec.upgrades))
     if name.startswith(DERIVED) and what == "descriptor":
         return _read_derived(node.upgraded(1), name.removeprefix(DERIVED))
@@ -83,21 +84,20 @@ def read_node(node: Node, table: tuple[Codec, ...], what: str) -> Any:
     raise node.fail(f"a {what} of type {name!r} is not known here; known are {known}")
 
 
-def _warn_of_unknown(node: Node, codec: Codec) -> None:
+def warn_of_unknown(node: Node, known: Collection[str]) -> None:
     """Say which keys have no effect."""
-    known = {*KEYS, *codec.keys, *(codec.config.options() if codec.config is not None else ())}
-    unknown = sorted(str(key) for key in node.data if key not in known)
+    unknown = sorted(str(key) for key in node.data if key not in known and key not in KEYS)
     if unknown:
         logger.warning("%s: not known here, and without effect: %s", node.path, ", ".join(unknown))
 
 
-def write_op(op: Op, table: tuple[Codec, ...]) -> dict[str, Any]:
+def write_op(op: Op, table: tuple[Codec, ...], type_map: tuple[str, ...]) -> dict[str, Any]:
     """The inverse of `read_node`."""
     for codec in table:
         if type(op) is codec.op:
-            return codec.write(op)
+            return codec.write(op, type_map)
     if isinstance(op, Descriptor):
-        return _write_derived(op)
+        return {**_write_derived(op), "type_map": list(type_map)}
     raise ModelFileError(f"{type(op).__name__} has no file format; known are {[c.op.__name__ for c in table]}")
 
 
@@ -138,7 +138,9 @@ def build_config(node: Node, config: type[Config], **extra: Any) -> Any:
         if "precision" in found:
             np.dtype(dtype_name(found["precision"]))
     except (TypeError, ValueError) as wrong:
-        raise node.fail(f"the options do not form a {config.key!r} section: {wrong}") from wrong
+        raise node.fail(
+            f"the options do not form a {config.key or node.path.rpartition('.')[2]!r} section: {wrong}"
+        ) from wrong
     infinite = [name for name, value in found.items() if isinstance(value, float) and not math.isfinite(value)]
     if infinite:
         raise node.fail(f"{infinite} should be finite numbers")

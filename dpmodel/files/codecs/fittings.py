@@ -84,7 +84,7 @@ def _flags(node: Node) -> Any:
     return tuple(flag is not False for flag in flags) if isinstance(flags, list | tuple) else flags is not False
 
 
-def _write_fitting(op: Fitting, kind: str, dim_out: int) -> dict[str, Any]:
+def _write_fitting(op: Fitting, type_map: tuple[str, ...], kind: str, dim_out: int) -> dict[str, Any]:
     cfg = op.config
     skip = ("seed", "trainable", "atom_ener", "default_fparam")
     shared = {name: thaw(getattr(cfg, name)) for name in cfg.options() if name not in skip}
@@ -104,6 +104,7 @@ def _write_fitting(op: Fitting, kind: str, dim_out: int) -> dict[str, Any]:
         "spin": None,
         "dim_out": dim_out,
         "atom_ener": thaw(cfg.atom_ener) or None,
+        "type_map": list(type_map),
         "nets": write_collection(
             op.networks, "fitting_network", 0 if op.mixed_types else 1, op.ntypes, resnet_dt=cfg.resnet_dt,
             precision=cfg.precision, activation=cfg.activation_function,
@@ -122,7 +123,7 @@ FITTINGS: tuple[Codec, ...] = (
         version=4,
         upgrades=FITTING_UPGRADES,
         read=lambda node: EnergyFitting(**_read_fitting_state(node, EnerFittingConfig, 1)),
-        write=lambda op: _write_fitting(op, "ener", 1),
+        write=lambda op, type_map: _write_fitting(op, type_map, "ener", 1),
         keys=(
             "dim_descrpt",
             "dim_out",

@@ -103,10 +103,9 @@ def _read_standard(node: Node) -> StandardModel:
     return StandardModel(descriptor=descriptor, fitting=fitting, **base)
 
 
-def _write_standard(op: StandardModel) -> dict[str, Any]:
-    type_map = {"type_map": list(op.type_map)}
-    fitting = {**write_op(op.fitting, FITTINGS), **type_map, "exclude_types": list(op.atom_exclude_types)}
-    descriptor = {**write_op(op.descriptor, DESCRIPTORS), **type_map}
+def _write_standard(op: StandardModel, type_map: tuple[str, ...]) -> dict[str, Any]:
+    fitting = {**write_op(op.fitting, FITTINGS, type_map), "exclude_types": list(op.atom_exclude_types)}
+    descriptor = write_op(op.descriptor, DESCRIPTORS, type_map)
     head = {"@class": "Model", "type": "standard", "@version": 2}
     return {**head, **write_base(op), "descriptor": descriptor, "fitting": fitting}
 
@@ -146,4 +145,4 @@ def read_model_tree(data: Any) -> Model:
 
 def write_model_tree(model: Model) -> dict[str, Any]:
     """The inverse of `read_model_tree`."""
-    return write_op(model, MODELS)
+    return write_op(model, MODELS, model.type_map)

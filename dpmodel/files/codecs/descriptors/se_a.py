@@ -1,33 +1,21 @@
-"""Descriptors, as DeePMD-kit's files hold them."""
+"""se_e2_a."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from dpmodel.config import thaw
 from dpmodel.descriptors import SeA, SeAConfig
 from dpmodel.files.codecs.base import Codec, add_type_map, build_config, refuse
+from dpmodel.files.codecs.descriptors.shared import env_mat, read_statistics, write_statistics
 from dpmodel.files.networks import read_collection, write_collection
 from dpmodel.files.nodes import Node
 from dpmodel.precision import dtype_name
 
-__all__ = ["DESCRIPTORS"]
+__all__ = ["SE_A_CODEC"]
 
 
-def _constant_statistics(node: Node, name: str, shape: tuple[int, int, int]) -> Any:
-    """(ntypes, nnei, 4) -> (ntypes, 4). Statistics that vary along the slots are refused."""
-    array = node.array(name, shape)
-    if not np.array_equal(array, np.broadcast_to(array[:, :1], shape)):
-        raise node.fail(
-            f"{name!r} varies along the neighbour axis; every known writer makes it constant there, and dpmodel relies on it. "
-            "Recompute the statistics in the program that wrote the file"
-        )
-    return array[:, 0].copy()
-
-
-def _se_a_1_to_2(data: dict[str, Any]) -> dict[str, Any]:
+def _1_to_2(data: dict[str, Any]) -> dict[str, Any]:
     """Version 2 carries the type map; the protected distance came while version 1 was current, so it may be missing."""
     return add_type_map({"env_protection": 0.0, **data})
 
@@ -37,7 +25,7 @@ def _compressed(data: dict[str, Any]) -> dict[str, Any]:
     return dict(data)
 
 
-def _read_se_a(node: Node) -> SeA:
+def _read(node: Node) -> SeA:
     refuse(node, "compress", "reading compressed tables is out of scope; use the model before compression")
     refuse(node, "spin", "spin inside the descriptor belongs to version 1 of the format; use a spin model")
     sel = _selection(node)
@@ -52,10 +40,7 @@ def _read_se_a(node: Node) -> SeA:
     networks = read_collection(
         node.node("embeddings"), "embedding_network", ndim, ntypes, widths=(1, *config.neuron), dtype=dtype
     )
-    stats = {name: _constant_statistics(node, name, (ntypes, nnei, 4)).astype(dtype) for name in ("davg", "dstd")}
-    if not np.all(stats["dstd"]):
-        raise node.fail("the array 'dstd' holds zeros; deviations divide, so they cannot be 0")
-    return SeA(config=config, ntypes=ntypes, networks=networks, **stats)
+    return SeA(config=config, ntypes=ntypes, networks=networks, **read_statistics(node, ntypes, nnei, dtype))
 
 
 def _selection(node: Node) -> tuple[int, ...]:
@@ -65,25 +50,14 @@ def _selection(node: Node) -> tuple[int, ...]:
     return tuple(sel)
 
 
-def _env_mat(config: Any) -> dict[str, Any]:
-    """Written for other readers; not authoritative."""
-    return {
-        "rcut": config.rcut,
-        "rcut_smth": config.rcut_smth,
-        "protection": config.env_protection,
-        "use_exp_switch": False,
-    }
-
-
-def _write_se_a(op: SeA) -> dict[str, Any]:
-    cfg, nnei = op.config, sum(op.config.sel)
+def _write(op: SeA, type_map: tuple[str, ...]) -> dict[str, Any]:
+    cfg = op.config
     shared = {name: thaw(getattr(cfg, name)) for name in cfg.options() if name not in ("seed", "precision")}
     precision = dtype_name(cfg.precision)
     embeddings = write_collection(
         op.networks, "embedding_network", 1 if cfg.type_one_side else 2, op.ntypes, resnet_dt=cfg.resnet_dt,
         precision=precision, activation=cfg.activation_function,
     )  # fmt: skip
-    stats = {name: np.repeat(np.asarray(getattr(op, name))[:, None], nnei, axis=1) for name in ("davg", "dstd")}
     return {
         "@class": "Descriptor",
         "type": "se_e2_a",
@@ -91,21 +65,20 @@ def _write_se_a(op: SeA) -> dict[str, Any]:
         **shared,
         "precision": precision,
         "spin": None,
-        "env_mat": _env_mat(cfg),
+        "env_mat": env_mat(cfg.rcut, cfg.rcut_smth, cfg.env_protection),
         "embeddings": embeddings,
-        "@variables": stats,
+        "type_map": list(type_map),
+        "@variables": write_statistics(op, sum(cfg.sel)),
     }
 
 
-DESCRIPTORS: tuple[Codec, ...] = (
-    Codec(
-        op=SeA,
-        names=("se_e2_a", "se_a"),
-        version=3,
-        upgrades={1: _se_a_1_to_2, 2: _compressed},
-        read=_read_se_a,
-        write=_write_se_a,
-        keys=("compress", "embeddings", "env_mat", "ntypes", "spin"),
-        config=SeAConfig,
-    ),
+SE_A_CODEC = Codec(
+    op=SeA,
+    names=("se_e2_a", "se_a"),
+    version=3,
+    upgrades={1: _1_to_2, 2: _compressed},
+    read=_read,
+    write=_write,
+    keys=("compress", "embeddings", "env_mat", "ntypes", "spin"),
+    config=SeAConfig,
 )
