@@ -14,10 +14,11 @@ from torch._C import _aoti
 
 from dpmodel.errors import BackendError, InputError, ModelFileError
 from dpmodel.files.model_file import ModelFile, read_model
-from dpmodel.graph import Graph, Leaf, check, sized
+from dpmodel.graph import Comm, Graph, Leaf, check, sized
 from dpmodel.models import Model
 
 from ...pt.bridge import graph_to_torch
+from ..ghosts import MappingProvider, load_ops
 from .archive import read_entries
 from .metadata import parse_metadata, require_model, require_runtime
 
@@ -66,6 +67,8 @@ def open_artefact(path: str | Path, *, device: str | None = None) -> tuple[Model
     require_runtime(metadata, str(path))
     file = _model_file(image, metadata, path)
     require_model(metadata, file.model, str(path))
+    if metadata["exchanges"]:
+        load_ops()
     return file, ArtefactEvaluator(load_code(path), metadata, file.model, str(path))
 
 
@@ -101,10 +104,16 @@ def load_code(path: Path) -> Runner:
 def run_program(run: Runner, metadata: dict[str, Any], graph: Graph) -> dict[str, torch.Tensor]:
     """Outputs for a graph of NumPy arrays, ghosts folded onto the rows of `graph.owner` where that is set.
 
+    Exchanges stay within the process: ghosts copy their owners' rows.
+
     Raises ValueError for a graph that the program was not compiled for.
     """
     owner, n = graph.owner, graph.frame.shape[0]
-    inputs: Graph = graph_to_torch(_with_defaults(graph.replace(owner=None), metadata))
+    graph = _with_defaults(graph.replace(owner=None), metadata)
+    provider = MappingProvider(None if owner is None else owner[n:])
+    if metadata["message_passing"]:
+        graph = graph.replace(comm=Comm(handle=provider.handle))
+    inputs: Graph = graph_to_torch(graph)
     check(inputs)
     leaves = sized(inputs)
     _check_inputs(leaves, metadata["inputs"])
@@ -119,9 +128,12 @@ def run_program(run: Runner, metadata: dict[str, Any], graph: Graph) -> dict[str
 
 
 def _with_defaults(graph: Graph, metadata: dict[str, Any]) -> Graph:
-    if metadata["default_fparam"] is not None and graph.fparam is None:
-        frames = graph.natoms.shape[0]
-        return graph.replace(fparam=np.tile(np.asarray(metadata["default_fparam"], np.float64), (frames, 1)))
+    """What an evaluation may leave out is an input of the program all the same."""
+    frames = graph.natoms.shape[0]
+    for name in ("fparam", "charge_spin"):
+        default = metadata[f"default_{name}"]
+        if default is not None and getattr(graph, name) is None:
+            graph = graph.replace(**{name: np.tile(np.asarray(default, np.float64), (frames, 1))})
     return graph
 
 

@@ -12,18 +12,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from dpmodel.descriptors.message_passing import MessagePassing
 from dpmodel.errors import BackendError, InputError
 from dpmodel.files.atomic import atomic_write
 from dpmodel.files.model_file import ModelFile, write_model
 from dpmodel.graph import Graph
 from dpmodel.models import Model, predict
 
-from ...pt.bridge import Overrides, graph_to_torch, to_torch, torch_gradient
+from ...pt.bridge import Overrides, graph_to_torch, override_table, to_torch, torch_gradient
+from ..ghosts import GhostExchange, load_ops
 from .archive import METADATA, MODEL, pack
 from .artefact import Runner, hash_of, load_code, run_program
 from .compiler import compile_program
 from .metadata import Comparison, describe_model, describe_program, describe_runtime
-from .program import builder_of, export_program, graph_like
+from .program import builder_of, export_program, graph_like, takes_charge_spin
 
 __all__ = ["compare", "freeze", "sample_graphs"]
 
@@ -39,7 +41,13 @@ def freeze(file: ModelFile, output: str | Path, *, overrides: Overrides, atomic_
         raise InputError(f"{output}: artefacts have the suffix .pt2")
     if not model.output().differentiable:
         raise InputError(f"freeze: {model.output().name!r} models cannot be frozen in this version, only energies")
-    module = to_torch(model, overrides=overrides).eval().requires_grad_(False)
+    if model.message_passing:
+        load_ops()
+    module = (
+        to_torch(model, overrides=override_table(overrides, {MessagePassing: GhostExchange}))
+        .eval()
+        .requires_grad_(False)
+    )
     program = export_program(module, graph_like(model), atomic_virial=atomic_virial)
     with tempfile.TemporaryDirectory(prefix="dpmodel-") as folder:
         inside = Path(folder) / "model.dp"
@@ -124,6 +132,8 @@ def _cluster(model: Model, frames: int, atoms: int) -> Graph:
         extra["fparam"] = rng.normal(size=(frames, model.dim_fparam))
     if model.dim_aparam:
         extra["aparam"] = rng.normal(size=(frames, atoms, model.dim_aparam))
+    if takes_charge_spin(model):
+        extra["charge_spin"] = np.tile([1.0, 2.0], (frames, 1))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a small `sel` is no matter here
         return builder_of(model).build(coord, atype, None, **extra)
