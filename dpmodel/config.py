@@ -16,10 +16,23 @@ immutable (tuples, not lists), so a `Config` can be a static field of an `Op`.
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
-__all__ = ["MISSING", "Config", "FrozenDict", "Option", "at_least", "option", "positive", "section"]
+__all__ = [
+    "MISSING",
+    "Config",
+    "FrozenDict",
+    "Option",
+    "at_least",
+    "automatic",
+    "capacity",
+    "option",
+    "positive",
+    "section",
+]
 
 C = TypeVar("C", bound="Config")
 
@@ -90,6 +103,25 @@ def positive(value: Any) -> str | None:
 def at_least(bound: float) -> Callable[[Any], str | None]:
     """Check: a number not below `bound`."""
     return lambda value: None if value >= bound else f"a number of at least {bound}"
+
+
+def automatic(value: str) -> str | None:
+    """Check: a text that stands for a capacity which the data decide."""
+    form = re.fullmatch(r"auto(?::(.+))?", value)
+    try:
+        factor = float(form[1] or 1.1) if form else math.nan
+    except ValueError:
+        factor = math.nan
+    fits = math.isfinite(factor) and factor > 0
+    return None if fits else '"auto" or "auto:f" with a factor f above 0, as in "auto:1.1"'
+
+
+def capacity(value: Any) -> str | None:
+    """Check: a number of neighbours, "auto" or "auto:f"."""
+    if isinstance(value, str):
+        return automatic(value)
+    fits = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return None if fits else 'an integer above 0, "auto" or "auto:f"'
 
 
 class Config:

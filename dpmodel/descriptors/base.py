@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dpmodel.config import Config
@@ -13,7 +14,7 @@ from dpmodel.op import Array, Op
 if TYPE_CHECKING:
     from dpmodel.statistics.cache import StatCache
 
-__all__ = ["Descriptor", "DescriptorConfig", "Features"]
+__all__ = ["Capacity", "Descriptor", "DescriptorConfig", "Features"]
 
 
 class Features(Record):
@@ -25,8 +26,30 @@ class Features(Record):
     """(n, dim_emb, 3): lab-frame vectors that rotate with the system; None where a descriptor has none, or nobody asked."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Capacity:
+    """An option that says how many neighbours are kept, and which."""
+
+    option: str
+    """Its place below the section: "sel", "repflow.e_sel"."""
+    value: Any
+    """A number, one per type, "auto" or "auto:f"."""
+    rcut: float
+    """Of the neighbours that it counts, Å."""
+    typed: bool
+    """One number per type of neighbour; False: one for all."""
+
+
 class DescriptorConfig(Config):
     """Base of the descriptors' sections."""
+
+    def capacities(self) -> tuple[Capacity, ...]:
+        """The options that statistics of the data resolve, or are compared with."""
+        raise NotImplementedError(f"{type(self).__name__} does not define capacities()")
+
+    def with_capacities(self, values: Sequence[tuple[int, ...]]) -> DescriptorConfig:
+        """A copy with numbers for `capacities()`, in that order."""
+        raise NotImplementedError(f"{type(self).__name__} does not define with_capacities()")
 
     def tolerates_overlap(self) -> bool:
         """Whether the features are finite where two atoms are at one place."""

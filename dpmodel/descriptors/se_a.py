@@ -11,13 +11,13 @@ type alone: those slots are added in closed form, so only slots that hold neighb
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dpmodel.config import at_least, option, positive
-from dpmodel.descriptors.base import Descriptor, DescriptorConfig, Features
+from dpmodel.descriptors.base import Capacity, Descriptor, DescriptorConfig, Features
 from dpmodel.geometry.switch import env_mat
 from dpmodel.graph import Graph, NeighbourRequest, Slots
 from dpmodel.nn import MLP, child_seed, make_embedding_net
@@ -65,6 +65,12 @@ class SeAConfig(DescriptorConfig, key="se_e2_a", aliases=("se_a",)):
 
     def tolerates_overlap(self) -> bool:
         return self.env_protection > 0.0
+
+    def capacities(self) -> tuple[Capacity, ...]:
+        return (Capacity(option="sel", value=self.sel, rcut=self.rcut, typed=True),)
+
+    def with_capacities(self, values: Sequence[tuple[int, ...]]) -> SeAConfig:
+        return self.replace(sel=values[0])
 
     def build(self, ntypes: int, type_map: tuple[str, ...], *, seed: Seed = None) -> SeA:
         """`sel` must be resolved (numbers). `seed` is used where the section names none."""

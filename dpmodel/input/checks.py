@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable
 from typing import Any, cast
 
-from dpmodel.config import Config
+from dpmodel.config import Config, automatic
 from dpmodel.errors import InputError
 from dpmodel.input.sections import AdamWConfig, InputFile, ModelConfig, TrainingConfig
 from dpmodel.input.values import show
@@ -47,7 +45,19 @@ def notes(config: InputFile, given: dict[str, Any]) -> list[str]:
         out.append("training.training_data.sys_probs: overrides auto_prob")
     if isinstance(config.loss, EnerLossConfig):
         out += _loss_notes(config.loss)
-    return out
+    return out + _charge_spin_notes(config.model)
+
+
+def _charge_spin_notes(model: ModelConfig) -> list[str]:
+    embeds = getattr(model.descriptor, "add_chg_spin_ebd", None)
+    if embeds is False and model.descriptor.default_chg_spin is not None:  # type: ignore[attr-defined]  # goes with the other
+        return ["model.descriptor.default_chg_spin: has no effect without add_chg_spin_ebd: true"]
+    if embeds and getattr(model.fitting_net, "numb_fparam", 0) == 2:
+        former = "looks like charge and spin in fparam, as inputs had them before"
+        return [
+            f"model.fitting_net.numb_fparam: 2 {former}; add_chg_spin_ebd reads them from charge_spin.npy, and fparam are two more"
+        ]
+    return []
 
 
 def _loss_notes(loss: EnerLossConfig) -> list[str]:
@@ -171,16 +181,7 @@ def _integer(value: Any, low: int) -> bool:
 def sel_form(value: Any) -> str | None:
     """A capacity: integers, or "auto" and "auto:f", which the data resolve later."""
     if isinstance(value, str):
-        form = re.fullmatch(r"auto(?::(.+))?", value)
-        try:
-            factor = float(form[1] or 1.1) if form else math.nan
-        except ValueError:
-            factor = math.nan
-        return (
-            None
-            if math.isfinite(factor) and factor > 0
-            else '"auto" or "auto:f" with a factor f above 0, as in "auto:1.1"'
-        )
+        return automatic(value)
     fits = all(_integer(item, 0) for item in value) and any(value) if isinstance(value, tuple) else _integer(value, 1)
     return None if fits else 'integers (neighbours per type), "auto" or "auto:f"'
 

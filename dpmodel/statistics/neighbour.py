@@ -113,11 +113,13 @@ def _overlap(path: str, frame: int, batch: Batch, k: int) -> DataError:
     )
 
 
-def resolve_sel(sel: str | int | Sequence[int], found: NeighbourStatistics, *, typed: bool = True) -> tuple[int, ...]:
+def resolve_sel(
+    sel: str | int | Sequence[int], found: NeighbourStatistics, *, typed: bool = True, name: str = "sel"
+) -> tuple[int, ...]:
     """`sel` as numbers: "auto" is 1.1 times what was found, "auto:f" f times, rounded up to multiples of 4.
 
     typed: one number per type of neighbour; False: one for all types together. Given numbers come back as they are,
-    with a warning in the log where they do not hold the neighbours of the data.
+    with a warning in the log where they do not hold the neighbours of the data. name: of the option, for messages.
     Raises InputError for another text, DataError where no atom has a neighbour.
     """
     counts = found.by_type if typed else (found.total,)
@@ -125,9 +127,9 @@ def resolve_sel(sel: str | int | Sequence[int], found: NeighbourStatistics, *, t
         given = (int(sel),) if isinstance(sel, int | np.integer) else tuple(int(number) for number in sel)
         if any(have < need for have, need in zip(given, counts, strict=False)):
             log.warning(
-                "sel = %s is smaller than the neighbours of the data, at most %s: the furthest are left out, and "
-                'energies jump where atoms enter or leave the list. Enlarge sel, or use "auto"',
-                list(given), list(counts),
+                "%s = %s is smaller than the neighbours of the data, at most %s: the furthest are left out, and "
+                'energies jump where atoms enter or leave the list. Enlarge it, or use "auto"',
+                name, list(given), list(counts),
             )  # fmt: skip
         return given
     head, _, tail = sel.partition(":")
@@ -136,7 +138,7 @@ def resolve_sel(sel: str | int | Sequence[int], found: NeighbourStatistics, *, t
     except ValueError:
         factor = math.nan
     if head != "auto" or not (math.isfinite(factor) and factor > 0):
-        raise InputError(f'sel: expected numbers, "auto" or "auto:f" with a factor f above 0, got {sel!r}')
+        raise InputError(f'{name}: expected numbers, "auto" or "auto:f" with a factor f above 0, got {sel!r}')
     if not any(counts):
-        raise DataError(f"sel {sel!r}: no atom of the data has a neighbour within rcut; choose a larger rcut")
+        raise DataError(f"{name} {sel!r}: no atom of the data has a neighbour within rcut; choose a larger rcut")
     return tuple(4 * ((int(number * factor) + 3) // 4) for number in counts)

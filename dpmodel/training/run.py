@@ -18,6 +18,7 @@ from dpmodel.backend import get_trainer
 from dpmodel.data import Dataset, LabelRequest, Sampler
 from dpmodel.data import labels as standard_labels
 from dpmodel.data.labels import as_request
+from dpmodel.descriptors.base import Capacity
 from dpmodel.errors import InputError
 from dpmodel.files.atomic import atomic_write
 from dpmodel.files.model_file import ModelFile, from_tree, to_tree
@@ -204,7 +205,8 @@ class _Run:
                 cache=cache,
             )
         count = sum(int(value.size) for value in model.state().values())
-        logger.info("Model: %s, %d numbers, sel %s", config.descriptor.key, count, list(config.descriptor.sel))
+        sel = ", ".join(str(list(request.sel)) for request in model.requests())
+        logger.info("Model: %s, %d numbers, sel %s", config.descriptor.key, count, sel)
 
     def _resolve_sel(self, skip: bool) -> Any:
         """The model section with `sel: auto` replaced by that of the origin, or by numbers from the data.
@@ -213,24 +215,34 @@ class _Run:
         """
         config, origin = self.inp.model, self.origin
         descriptor: Any = config.descriptor
-        automatic = isinstance(descriptor.sel, str)
-        sel = descriptor.sel
-        if origin is not None and automatic:
-            sel = origin.model.requests()[0].sel
+        capacities = descriptor.capacities()
+        known = () if origin is None else origin.model.descriptor.config.capacities()
+        values = [
+            known[k].value if isinstance(each.value, str) and len(known) == len(capacities) else each.value
+            for k, each in enumerate(capacities)
+        ]
+        open_ones = any(isinstance(value, str) for value in values)
         if self.checkpoint is not None:
             self.min_nbor_dist = None if origin is None else origin.min_nbor_dist
-        elif not skip or (automatic and origin is None):
-            found = neighbour_statistics(
-                self.data, descriptor.rcut, len(config.type_map), allow_overlap=descriptor.tolerates_overlap()
-            )
-            self.min_nbor_dist = found.min_distance
-            sel = resolve_sel(sel, found, typed=True)
-            logger.info(
-                "Neighbours within %g Å: at most %s per type, closest pair %.3f Å",
-                descriptor.rcut, list(found.by_type), found.min_distance,
-            )  # fmt: skip
-        self.normalised["model"]["descriptor"]["sel"] = list(sel)
-        return config.replace(descriptor=descriptor.replace(sel=tuple(sel)))
+        if open_ones or not (skip or self.checkpoint is not None):
+            values = [self._count_neighbours(each, value) for each, value in zip(capacities, values, strict=True)]
+        numbers = [(value,) if isinstance(value, int) else tuple(value) for value in values]
+        descriptor = descriptor.with_capacities(numbers)
+        self.normalised["model"]["descriptor"] = descriptor.to_dict()
+        return config.replace(descriptor=descriptor)
+
+    def _count_neighbours(self, capacity: Capacity, value: Any) -> tuple[int, ...]:
+        """The value as numbers, compared with the data."""
+        descriptor: Any = self.inp.model.descriptor
+        found = neighbour_statistics(
+            self.data, capacity.rcut, len(self.inp.model.type_map), allow_overlap=descriptor.tolerates_overlap()
+        )
+        self.min_nbor_dist = found.min_distance
+        logger.info(
+            "Neighbours within %g Å: at most %s, closest pair %.3f Å", capacity.rcut,
+            f"{list(found.by_type)} per type" if capacity.typed else found.total, found.min_distance,
+        )  # fmt: skip
+        return resolve_sel(value, found, typed=capacity.typed, name=capacity.option)
 
     # --- the loop ---------------------------------------------------------------------------------------
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from dpmodel.config import MISSING, Config, at_least, option, positive, section
-from dpmodel.descriptors.base import DescriptorConfig
-from dpmodel.descriptors.dpa3.descriptor import DPA3, fresh
+import numpy as np
+
+from dpmodel.config import MISSING, Config, at_least, capacity, option, positive, section
+from dpmodel.descriptors.base import Capacity, DescriptorConfig
+from dpmodel.descriptors.dpa3.descriptor import DPA3, check_charge_spin, fresh
 from dpmodel.errors import InputError
 from dpmodel.nn.mlp import Seed
 
@@ -20,12 +23,17 @@ class RepflowConfig(Config):
     e_rcut_smth: float = option(
         MISSING, "Where the switch function of the edges starts to fall from 1.", unit="Å", check=at_least(0)
     )
-    e_sel: int = option(MISSING, "Capacity of the neighbour list: the nearest `e_sel` atoms.", check=positive)
+    e_sel: Any = option(
+        MISSING,
+        'Capacity of the neighbour list: the nearest `e_sel` atoms. A number; "auto" takes 1.1 times the largest count '
+        'in the training data, "auto:f" f times, rounded up to a multiple of 4.',
+        check=capacity,
+    )
     a_rcut: float = option(MISSING, "Edges shorter than this span angles.", unit="Å", check=positive)
     a_rcut_smth: float = option(
         MISSING, "Where the switch function of the angles starts to fall from 1.", unit="Å", check=at_least(0)
     )
-    a_sel: int = option(MISSING, "The nearest `a_sel` atoms span angles.", check=positive)
+    a_sel: Any = option(MISSING, "The nearest `a_sel` atoms span angles; `auto` as for `e_sel`.", check=capacity)
     n_dim: int = option(128, "Width of the atoms' features.", check=positive)
     e_dim: int = option(64, "Width of the edges' features.", check=positive)
     a_dim: int = option(64, "Width of the angles' features.", check=positive)
@@ -102,7 +110,10 @@ class RepflowConfig(Config):
         narrow, thin = self.message_widths
         rules = (
             (self.e_rcut >= self.a_rcut, f"a_rcut = {self.a_rcut} must not exceed e_rcut = {self.e_rcut}"),
-            (self.e_sel >= self.a_sel, f"a_sel = {self.a_sel} must not exceed e_sel = {self.e_sel}"),
+            (
+                isinstance(self.a_sel, str) or isinstance(self.e_sel, str) or self.e_sel >= self.a_sel,
+                f"a_sel = {self.a_sel} must not exceed e_sel = {self.e_sel}",
+            ),
             (self.e_rcut_smth < self.e_rcut, f"e_rcut_smth = {self.e_rcut_smth} must be below e_rcut = {self.e_rcut}"),
             (self.a_rcut_smth < self.a_rcut, f"a_rcut_smth = {self.a_rcut_smth} must be below a_rcut = {self.a_rcut}"),
             (
@@ -136,7 +147,7 @@ class RepflowConfig(Config):
         )
         for holds, message in rules:
             if not holds:
-                raise InputError(f"repflow: {message}")
+                raise InputError(message)
 
 
 class DPA3Config(DescriptorConfig, key="dpa3"):
@@ -160,18 +171,31 @@ class DPA3Config(DescriptorConfig, key="dpa3"):
     add_chg_spin_ebd: bool = option(
         False, "Embed the total charge and the spin multiplicity of the frame, which `charge_spin` gives."
     )
-    default_chg_spin: tuple[float, ...] | None = option(
+    default_chg_spin: tuple[float, float] | None = option(
         None, "Charge and spin of frames that come without `charge_spin`."
     )
 
     def tolerates_overlap(self) -> bool:
         return self.env_protection > 0.0
 
+    def capacities(self) -> tuple[Capacity, ...]:
+        flow = self.repflow
+        edges = Capacity(option="repflow.e_sel", value=flow.e_sel, rcut=flow.e_rcut, typed=False)
+        angles = Capacity(option="repflow.a_sel", value=flow.a_sel, rcut=flow.a_rcut, typed=False)
+        return (edges, angles) if flow.update_angle or isinstance(flow.a_sel, str) else (edges,)
+
+    def with_capacities(self, values: Sequence[tuple[int, ...]]) -> DPA3Config:
+        numbers = dict(zip(("e_sel", "a_sel"), (value[0] for value in values), strict=False))
+        return self.replace(repflow=self.repflow.replace(**numbers))
+
     def check(self) -> None:
         """Raise InputError where options contradict each other."""
-        self.repflow.check()
-        if self.default_chg_spin is not None and len(self.default_chg_spin) != 2:
-            raise InputError(f"default_chg_spin must be [charge, spin], got {list(self.default_chg_spin)}")
+        try:
+            self.repflow.check()
+        except InputError as problem:
+            raise InputError(f"repflow: {problem}") from None
+        if self.default_chg_spin is not None:
+            check_charge_spin(np.asarray([self.default_chg_spin]), "default_chg_spin")
 
     def build(self, ntypes: int, type_map: tuple[str, ...], *, seed: Seed = None) -> DPA3:
         """`seed` is used where the section names none."""

@@ -17,6 +17,7 @@ import numpy as np
 from dpmodel.descriptors.base import Features
 from dpmodel.descriptors.dpa3.layer import Environment, RepflowLayer, State
 from dpmodel.descriptors.message_passing import MessagePassing
+from dpmodel.errors import InputError
 from dpmodel.geometry.switch import env_mat
 from dpmodel.graph import AngleRequest, Edges, Graph, NeighbourRequest
 from dpmodel.nn import Activation, Linear, TypeEmbedding, child_seed, make_linear, make_type_embedding
@@ -30,12 +31,24 @@ if TYPE_CHECKING:
     from dpmodel.descriptors.dpa3.config import DPA3Config
     from dpmodel.statistics.cache import StatCache
 
-__all__ = ["CHARGES", "DPA3", "SPINS", "ChargeSpin", "fresh"]
+__all__ = ["CHARGES", "DPA3", "SPINS", "ChargeSpin", "check_charge_spin", "fresh"]
 
 CHARGES = 200
 """Rows of the charge embedding: charges -100 to 99, and 100, whose row is zero."""
 SPINS = 100
 """Rows of the spin embedding: 0 to 99, and 100, whose row is zero."""
+
+
+def check_charge_spin(values: np.ndarray, name: str) -> None:
+    """Raise InputError, naming the frame, for numbers without a row in the tables. values: (f, 2)."""
+    whole = np.trunc(values)
+    wrong = ~((np.abs(whole[:, 0]) <= CHARGES // 2) & (whole[:, 1] >= 0) & (whole[:, 1] <= SPINS))
+    if wrong.any():
+        frame = int(np.flatnonzero(wrong)[0])
+        raise InputError(
+            f"{name}: expected charges from {-(CHARGES // 2)} to {CHARGES // 2} and spins from 0 to {SPINS}, got "
+            f"{values[frame].tolist()}" + (f" in frame {frame}" if len(values) > 1 else "")
+        )
 
 
 class ChargeSpin(Op):
@@ -118,7 +131,7 @@ class DPA3(MessagePassing):
         key = environment_key(**shape, mixed_types=True)
         items = None if cache is None else cache.environment(key)
         if items is None:
-            options = {"protection": cfg.env_protection, "exclude_types": cfg.exclude_types}
+            options: dict[str, Any] = {"protection": cfg.env_protection, "exclude_types": cfg.exclude_types}
             items = environment_items(graphs(), 0, **shape, **options)
             if cache is not None:
                 cache.store_environment(key, items)
