@@ -13,6 +13,7 @@ __all__ = ["LATER", "MODULES", "make_parser"]
 MODULES: dict[str, str] = {
     "train": "dpmodel.cli.train",
     "test": "dpmodel.cli.test",
+    "freeze": "dpmodel.cli.freeze",
     "convert": "dpmodel.cli.convert",
     "convert-backend": "dpmodel.cli.convert",
     "show": "dpmodel.cli.show",
@@ -24,7 +25,6 @@ MODULES: dict[str, str] = {
 """The module that runs each command."""
 
 LATER: dict[str, str] = {
-    "freeze": "checkpoints and .dp files serve for `dpmodel test`, dpmodel.load and ASE as they are",
     "change-bias": "train with --init-model on the new data instead",
     "model-devi": "evaluate the models with dpmodel.load and compare their forces",
     "embed": "",
@@ -76,6 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
     _add_train(commands)
     _add_test(commands)
+    _add_freeze(commands)
     _add_convert(commands)
     _add_show(commands)
     _add_neighbour_stat(commands)
@@ -165,6 +166,22 @@ def _add_test(commands: Any) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the numbers to this file as well")
     parser.add_argument("--head", "--model-branch", dest="head", metavar="NAME", help=argparse.SUPPRESS)
     _add_device(parser)
+
+
+def _add_freeze(commands: Any) -> None:
+    parser = _add_command(commands, "freeze", "Compile a model into one file for LAMMPS, for one process and for many.")
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a model file, a checkpoint, or the folder of a run; default: ."
+    )
+    parser.add_argument(
+        "-c", "--checkpoint", "--checkpoint-folder", metavar="MODEL", help="the same, as users of the family write it"
+    )
+    parser.add_argument("-o", "--output", default="model.pt2", metavar="FILE", help="where it goes; default: model.pt2")
+    parser.add_argument("--head", "--model-branch", dest="head", metavar="NAME", help=argparse.SUPPRESS)
+    parser.add_argument("--atomic-virial", action="store_true", help="compile per-atom virials (stresses) too")
+    for flag in ("-n", "--node-names", "-w", "--nvnmd-weight", "--lower-kind"):
+        parser.add_argument(flag, const="; leave it out", action=_Unavailable, metavar="X", help=argparse.SUPPRESS)
+    parser.add_argument("--hessian", const="; leave it out", nargs=0, action=_Unavailable, help=argparse.SUPPRESS)
 
 
 def _add_convert(commands: Any) -> None:

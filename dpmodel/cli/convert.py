@@ -32,7 +32,7 @@ _WRITE_DP = "write {stem}.dp here, then `dp convert-backend {stem}.dp {name}` of
 TARGETS = {
     ".pth": f"TorchScript is not written; {_WRITE_DP}",
     ".pt": f"PyTorch checkpoints are not written; {_WRITE_DP}",
-    ".pt2": f"exporting compiled models is not available in this version; {_WRITE_DP}",
+    ".pt2": "`dpmodel freeze` compiles models",
     ".pte": f"exporting compiled models is not available in this version; {_WRITE_DP}",
     ".pb": f"TensorFlow graphs are not written; {_WRITE_DP}",
     ".pd": f"Paddle checkpoints are not written; {_WRITE_DP}",

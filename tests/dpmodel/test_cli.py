@@ -260,7 +260,7 @@ def test_convert_there_and_back(tmp_path, capsys, command: str, suffix: str) -> 
 
 
 def test_conversions_that_are_not_there(tmp_path, capsys) -> None:
-    for suffix, what in ((".pth", "TorchScript"), (".pt2", "exporting"), (".pb", "TensorFlow"), (".foo", "not known")):
+    for suffix, what in ((".pth", "TorchScript"), (".pt2", "dpmodel freeze"), (".pb", "TensorFlow"), (".foo", "not known")):
         text = fails(capsys, "convert", str(GOLDEN), str(tmp_path / f"x{suffix}"))
         assert what in text
         assert "The suffixes here are .dp, .yaml, .yml, .json" in text
