@@ -9,7 +9,6 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/library.h>
 
-#include <cstdio>
 #include <exception>
 #include <string>
 
@@ -55,7 +54,14 @@ struct Exchange {
 
   [[noreturn]] void fail(int32_t code, const std::string &reason) const {
     if (provider->error == 0) provider->error = code == 0 ? 1 : code;
-    std::snprintf(provider->message, sizeof(provider->message), "%s: %s", about.c_str(), reason.c_str());
+    auto text = about + ": " + reason;
+    if (text.size() >= sizeof(provider->message)) {
+      auto end = sizeof(provider->message) - 1;
+      while (end > 0 && (text[end] & 0xC0) == 0x80) --end;  // whole characters of UTF-8
+      text.resize(end);
+    }
+    text.copy(provider->message, text.size());
+    provider->message[text.size()] = '\0';
     TORCH_CHECK(false, "dpmodel ghosts: ", provider->message);
   }
 

@@ -109,11 +109,16 @@ class Provider:
             except BaseException as problem:  # noqa: BLE001 - nothing may unwind through native code
                 if self.exception is None:
                     self.exception = problem
-                self.struct.message = f"{type(problem).__name__}: {problem}".encode()[:251]
+                self.struct.message = _cut(f"{type(problem).__name__}: {problem}")
                 return 1
             return 0
 
         return run
+
+
+def _cut(text: str) -> bytes:
+    """As much as the struct holds, in whole characters."""
+    return text.encode()[:251].decode(errors="ignore").encode()
 
 
 def _rows(dtype: int, address: int | None, n_all: int, width: int) -> np.ndarray:
