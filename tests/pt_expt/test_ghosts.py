@@ -238,7 +238,7 @@ def test_long_messages_are_cut_between_characters(ops, before):
             raise ValueError(before + "€" * 400)
 
     provider = Talkative(OWNER)
-    with pytest.raises(RuntimeError, match=rf"forward exchange 1 .*ValueError: {before}€+\n"):
+    with pytest.raises(RuntimeError, match=rf"forward exchange 1 .*ValueError: {before}€+$"):
         ops.ghost_forward(rows((N, 1), torch.float64), handle_of(provider), M)
     assert provider.struct.message.decode() == provider.error
     assert 249 <= len(provider.struct.message) <= 251
