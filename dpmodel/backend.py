@@ -96,6 +96,9 @@ class Backend(Protocol):
 class Trainer(Backend, Protocol):
     """A backend that can train."""
 
+    compiles_training: ClassVar[bool]
+    """Whether `stepper` takes compile=True."""
+
     def stepper(
         self,
         model: Model,
@@ -104,8 +107,12 @@ class Trainer(Backend, Protocol):
         *,
         device: str | None = None,
         gradient_max_norm: float | None = None,
+        compile: bool = False,
     ) -> Any:
-        """A `dpmodel.training.stepper.Stepper` for the model. optimizer: the section of the input."""
+        """A `dpmodel.training.stepper.Stepper` for the model. optimizer: the section of the input.
+
+        Raises BackendError for compile=True where training runs eagerly.
+        """
 
     def versions(self) -> dict[str, str]:
         """Versions of the libraries that take part."""

@@ -60,6 +60,7 @@ class TorchBackend:
 
     name: ClassVar[str] = "pt"
     has_gradients: ClassVar[bool] = True
+    compiles_training: ClassVar[bool] = False
     overrides: ClassVar[Overrides] = override_table(OVERRIDES)
 
     def evaluator(self, model: Model, *, device: str | None = None, compile: bool = False) -> Evaluator:
@@ -76,8 +77,11 @@ class TorchBackend:
         *,
         device: str | None = None,
         gradient_max_norm: float | None = None,
+        compile: bool = False,
     ) -> TorchStepper:
         """See `dpmodel.backend.Trainer`."""
+        if compile:
+            raise BackendError("a compiled training step needs the backend pt_expt; the backend pt runs eagerly")
         return TorchStepper(
             model,
             loss,

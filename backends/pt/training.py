@@ -37,7 +37,7 @@ class TorchStepper:
     ) -> None:
         self.device = device
         self.loss = loss
-        self._derivatives = not {"force", "virial"}.isdisjoint(loss.outputs)
+        self.derivatives = not {"force", "virial"}.isdisjoint(loss.outputs)
         self.max_norm = gradient_max_norm if gradient_max_norm and gradient_max_norm > 0 else None
         self.module = to_torch(model, device=device, overrides=overrides)
         self._trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
@@ -71,6 +71,11 @@ class TorchStepper:
         with torch.no_grad():
             outputs = self.module(graph_to_torch(graph, self.device))
         return {key: value.cpu().numpy() for key, value in outputs.items()}
+
+    def outputs(self, graph: Graph, *, create_graph: bool) -> dict[str, torch.Tensor]:
+        """What the loss reads, for a graph of tensors. create_graph: gradients of the parameters will be asked for."""
+        gradient = functools.partial(torch_gradient, create_graph=create_graph) if self.derivatives else None
+        return predict(self.module, graph, gradient)
 
     def model(self) -> Model:
         """The model as it now is, with NumPy arrays."""
@@ -125,9 +130,8 @@ class TorchStepper:
     ) -> tuple[torch.Tensor, dict[str, Any]]:
         inputs = graph_to_torch(graph, self.device)
         targets = {key: torch.as_tensor(value, device=self.device) for key, value in labels.items()}
-        gradient = functools.partial(torch_gradient, create_graph=create_graph) if self._derivatives else None
         with torch.set_grad_enabled(create_graph):
-            prediction = predict(self.module, inputs, gradient)
+            prediction = self.outputs(inputs, create_graph=create_graph)
             loss, metrics = self.loss(prediction, targets, found, inputs, lr)
         return loss, {key: value.detach() for key, value in metrics.items()}
 

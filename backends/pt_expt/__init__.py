@@ -1,10 +1,10 @@
-"""The exportable PyTorch backend: the same bridge, its own overrides, compiled evaluation."""
+"""The exportable PyTorch backend: the same bridge, its own overrides, compiled evaluation and training."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -16,8 +16,10 @@ from dpmodel.op import Op
 
 from ..pt import TorchEvaluator, pick_device
 from ..pt.bridge import Overrides, override_table
+from ..pt.training import TorchStepper
 from .compile import CompiledLower
 from .export import freeze, open_artefact
+from .training import CompiledStepper
 
 __all__ = ["BACKEND", "OVERRIDES", "CompiledEvaluator", "ExportableBackend"]
 
@@ -46,12 +48,38 @@ class ExportableBackend:
 
     name: ClassVar[str] = "pt_expt"
     has_gradients: ClassVar[bool] = True
+    compiles_training: ClassVar[bool] = True
     overrides: ClassVar[Overrides] = override_table(OVERRIDES)
 
     def evaluator(self, model: Model, *, device: str | None = None, compile: bool = False) -> Evaluator:
         """See `Backend.evaluator`."""
         kind = CompiledEvaluator if compile else TorchEvaluator
         return kind(model, pick_device(device), self.overrides)
+
+    def stepper(
+        self,
+        model: Model,
+        loss: Any,
+        optimizer: Any,
+        *,
+        device: str | None = None,
+        gradient_max_norm: float | None = None,
+        compile: bool = False,
+    ) -> TorchStepper:
+        """See `dpmodel.backend.Trainer`."""
+        kind = CompiledStepper if compile else TorchStepper
+        return kind(
+            model,
+            loss,
+            optimizer,
+            device=pick_device(device),
+            overrides=self.overrides,
+            gradient_max_norm=gradient_max_norm,
+        )
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that take part."""
+        return {"torch": str(torch.__version__)}
 
     def freeze(self, file: ModelFile, output: Path, *, atomic_virial: bool = False) -> None:
         """See `Exporter.freeze`."""

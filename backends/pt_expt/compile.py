@@ -1,36 +1,55 @@
-"""Compiled `forward_lower`: outputs and derivatives of a model as one graph with dynamic sizes.
+"""Compiled models: outputs, derivatives and gradients of parameters as graphs with dynamic sizes.
 
-The function (parameters, buffers, graph) -> outputs is traced once by `make_fx` on fake tensors, with every
-size of the input graph a symbol, forces included (they are plain nodes of the trace), and handed to Inductor
-directly: no guards, no recompilation between sizes, 0 and 1 included. Parameters and buffers are inputs,
-so they may change without a new compilation.
+Evaluation: the function (parameters, buffers, graph) -> outputs is traced once by `make_fx` on fake tensors, with every
+size of the input graph a symbol, forces included (they are plain nodes of the trace), and handed to Inductor directly:
+no guards, no recompilation between sizes, 0 and 1 included. Parameters and buffers are inputs, so they may change
+without a new compilation.
 
-Inductor's entry point is private: this is the only file that touches it (torch 2.11 to 2.13).
+Training: autograd of the same function is traced together with it ("joint"), so that forces are differentiated once
+more by autograd itself and not by looking at a recorded graph, in which a `detach` of autograd's own could not be told
+from one that a layer means. The joint graph is cut into what runs before the loss and what runs after it.
+
+What was compiled is found by its content: models of one structure share it, whatever their weights.
+
+Inductor's entry points are private: this is the only file that touches them (torch 2.11 to 2.13).
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
-from collections.abc import Callable, Iterator
+import logging
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.fx.experimental._config as fx_config
 from torch._dynamo.source import ConstantSource
+from torch._functorch.aot_autograd import aot_compile_joint_with_descriptors, aot_export_joint_with_descriptors
 from torch._guards import TracingContext, tracing
-from torch._inductor.compile_fx import compile_fx
+from torch._inductor.compile_fx import compile_fx, compile_fx_inner, partition_fn
+from torch._inductor.decomposition import select_decomp_table
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from dpmodel.errors import BackendError
+from dpmodel.errors import BackendError, DPError
 from dpmodel.graph import Graph, Leaf, check, map_leaves, map_record, sized
 from dpmodel.models import predict
+from dpmodel.op import Op
 
 from ..pt.bridge import torch_gradient
+from .audit import audit, content_hash
+from .native import cache_folder
 
-__all__ = ["CompiledLower", "Traced", "model_state", "sample_graph", "trace"]
+__all__ = ["CompiledLower", "CompiledStep", "Traced", "model_state", "sample_graph", "trace"]
+
+logger = logging.getLogger(__name__)
 
 
 class Traced(NamedTuple):
@@ -76,11 +95,32 @@ def _primes(start: int) -> Iterator[int]:
 def trace(module: torch.nn.Module, like: Graph, *, forces: bool, atomic: bool) -> Traced:
     """Trace outputs and derivatives of a model for graphs of the structure of `like`, of any size.
 
-    Raises BackendError where the trace would hold constants.
+    Raises BackendError where the model cannot be traced, or where the trace would not serve all such graphs.
     """
-    state = model_state(module)
-    sample = sample_graph(like)
-    names: list[str] = []
+    sample, names = sample_graph(like), [""]
+
+    def outputs(model: Callable[[Graph], Any], graph: Graph) -> dict[str, torch.Tensor]:
+        found = predict(model, graph, torch_gradient if forces else None, atomic_virial=atomic)
+        return {name: value.detach() for name, value in found.items()}
+
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=False)
+    with _explained(), cast(Any, fx_config).patch(backed_size_oblivious=True):
+        fakes = _fakes(mode, module, sample, trained=False)
+        with mode:
+            traced = make_fx(_pure(module, sample, outputs, names), tracing_mode="real")(*fakes)
+    leaves = sized(sample)
+    audit(traced.graph, leaves, fakes[len(fakes) - len(leaves) :], mode.shape_env)
+    return Traced(tuple(names), traced, fakes)
+
+
+_Outputs = Callable[[Callable[[Graph], Any], Graph], dict[str, torch.Tensor]]
+
+
+def _pure(
+    module: torch.nn.Module, sample: Graph, outputs: _Outputs, names: list[str]
+) -> Callable[..., tuple[torch.Tensor, ...]]:
+    """The function of (state, leaves of the graph) alone. It leaves the keys of its outputs in `names`."""
+    state = list(model_state(module))
 
     def lower(*flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
         leaves = iter(flat[len(state) :])
@@ -89,22 +129,17 @@ def trace(module: torch.nn.Module, like: Graph, *, forces: bool, atomic: bool) -
         def model(g: Graph) -> Any:
             return functional_call(module, dict(zip(state, flat, strict=False)), (g,))
 
-        outputs = predict(model, graph, torch_gradient if forces else None, atomic_virial=atomic)
-        names[:] = list(outputs)
-        return tuple(value.detach() for value in outputs.values())
+        found = outputs(model, graph)
+        names[:] = list(found)
+        return tuple(found.values())
 
-    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=False)
-    with cast(Any, fx_config).patch(backed_size_oblivious=True):
-        fakes: list[torch.Tensor] = [mode.from_tensor(t.detach().clone(), static_shapes=True) for t in state.values()]
-        fakes += [_fake(mode, leaf) for leaf in sized(sample)]
-        with mode:
-            traced = make_fx(lower, tracing_mode="real")(*fakes)
-    baked = [str(node.target) for node in traced.graph.nodes if node.op == "get_attr"]
-    if baked:
-        raise BackendError(
-            f"the trace of the model holds constants {baked}: a layer made a tensor from Python data in call()"
-        )
-    return Traced(tuple(names), traced, fakes)
+    return lower
+
+
+def _fakes(mode: FakeTensorMode, module: torch.nn.Module, sample: Graph, *, trained: bool) -> list[torch.Tensor]:
+    """A stand-in for every input. trained: parameters that require gradients still do."""
+    copies = [t.detach().clone().requires_grad_(trained and t.requires_grad) for t in model_state(module).values()]
+    return [mode.from_tensor(t, static_shapes=True) for t in copies] + [_fake(mode, leaf) for leaf in sized(sample)]
 
 
 def _fake(mode: FakeTensorMode, leaf: Leaf) -> torch.Tensor:
@@ -116,30 +151,183 @@ def _fake(mode: FakeTensorMode, leaf: Leaf) -> torch.Tensor:
     return mode.from_tensor(leaf.array, source=source, symbolic_context=context)
 
 
-class CompiledLower:
-    """Compiles on the first call of each structure (which optional inputs, which outputs) and serves all sizes."""
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Turn whatever the tracer raises into an error that names the layer."""
+    try:
+        yield
+    except DPError:
+        raise
+    except Exception as problem:
+        where, step = "", problem.__traceback__
+        while step is not None:
+            frame = step.tb_frame
+            if isinstance(op := frame.f_locals.get("self"), Op) and frame.f_code.co_name != "forward":
+                where = f" in {type(op).__name__}.{frame.f_code.co_name} ({frame.f_code.co_filename}:{step.tb_lineno})"
+            step = step.tb_next
+        reason = f"{type(problem).__name__}: {problem}".splitlines()[0]
+        raise BackendError(
+            f"the model cannot be traced{where}: {reason}. Compiled code cannot look at values: no .item(), no branch "
+            "on data, no shape that depends on data. Run without compilation meanwhile"
+        ) from problem
+
+
+# --- compilation -------------------------------------------------------------------------------------------
+
+
+class _Code:
+    """A compiled graph: (state, leaves of the graph) -> outputs by name."""
+
+    def __init__(self, names: Sequence[str], run: Callable[..., Sequence[torch.Tensor]], key: str) -> None:
+        self.names, self.run, self.key = tuple(names), run, key
+
+
+_SHARED: weakref.WeakValueDictionary[Any, _Code] = weakref.WeakValueDictionary()
+"""All that is compiled in this process and still in use, by compiler and content."""
+
+
+def compile_joint(joint: Any) -> Callable[..., Sequence[torch.Tensor]]:
+    """Compile a joint graph of AOTAutograd by Inductor."""
+    backward = functools.partial(compile_fx_inner, is_backward=True)
+    run: Any = aot_compile_joint_with_descriptors(
+        joint, partition_fn=partition_fn, fw_compiler=cast(Any, compile_fx_inner), bw_compiler=cast(Any, backward)
+    )
+    return cast(Callable[..., Sequence[torch.Tensor]], run)
+
+
+def _compile_traced(module: torch.nn.Module, graph: Graph, forces: bool, atomic: bool) -> _Code:
+    begin = time.perf_counter()
+    traced = trace(module, graph, forces=forces, atomic=atomic)
+    mode = cast(FakeTensor, traced.fakes[-1]).fake_mode
+    key = content_hash(traced.graph_module.graph, traced.fakes, mode.shape_env)
+
+    def compiled() -> Callable[..., Any]:
+        with tracing(TracingContext(mode)):
+            return cast(Any, compile_fx)(traced.graph_module, traced.fakes)
+
+    return _shared(compile_fx, key, traced.names, compiled, begin)
+
+
+def _compile_step(module: torch.nn.Module, graph: Graph, wanted: frozenset[str], derivatives: bool) -> _Code:
+    begin = time.perf_counter()
+    sample, names = sample_graph(graph), [""]
+    gradient = functools.partial(torch_gradient, create_graph=True) if derivatives else None
+
+    def outputs(model: Callable[[Graph], Any], graph: Graph) -> dict[str, torch.Tensor]:
+        return {name: value for name, value in predict(model, graph, gradient).items() if name in wanted}
+
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=False)
+    with contextlib.ExitStack() as stack, torch.enable_grad():  # a trace without gradients would never have any
+        stack.enter_context(tracing(TracingContext(mode)))
+        with _explained(), cast(Any, fx_config).patch(backed_size_oblivious=True):
+            fakes = _fakes(mode, module, sample, trained=True)
+            joint = aot_export_joint_with_descriptors(
+                stack, _Plain(_pure(module, sample, outputs, names)), tuple(fakes), decompositions=select_decomp_table()
+            )
+        content, leaves = joint.graph_module.graph, sized(sample)
+        audit(content, leaves, fakes[len(fakes) - len(leaves) :], mode.shape_env)
+        key = content_hash(content, fakes, mode.shape_env)
+        return _shared(compile_joint, key, names, functools.partial(compile_joint, joint), begin)
+
+
+class _Plain(torch.nn.Module):
+    """A function as a module without state."""
+
+    def __init__(self, function: Callable[..., tuple[torch.Tensor, ...]]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Call it."""
+        return self.function(*flat)
+
+
+def _shared(compiler: Any, key: str, names: Sequence[str], compiled: Callable[[], Any], begin: float) -> _Code:
+    """What this compiler made of this content before, else made now. begin: when its trace began."""
+    code = _SHARED.get((compiler, key))
+    traced = time.perf_counter()
+    if code is not None:
+        logger.info("Compiled before in this process: graph %.12s (traced in %.1f s)", key, traced - begin)
+        return code
+    logger.info("Compiling the model for any size of system (once; a minute or two without a cache)")
+    # In the user's own folder: what others may write to is no place for code that will be run.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+    try:
+        run = compiled()
+    except Exception as problem:
+        reason = f"{type(problem).__name__}: {problem}".strip().splitlines()[0]
+        raise BackendError(
+            f"compiling the model failed: {reason}. A C++ compiler is needed (Debian, Ubuntu: apt install g++; conda: "
+            "conda install gxx), or run without compilation"
+        ) from problem
+    logger.info("Compiled graph %.12s: traced in %.1f s, compiled in %.1f s", key, traced - begin, _since(traced))
+    code = _SHARED[compiler, key] = _Code(names, run, key)
+    return code
+
+
+def _since(begin: float) -> float:
+    return time.perf_counter() - begin
+
+
+# --- models ------------------------------------------------------------------------------------------------
+
+
+class _Compiled:
+    """Compiles on the first call of each structure (which inputs and outputs, what is trained); serves all sizes."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.module = module
-        self._compiled: dict[Any, tuple[tuple[str, ...], Callable[..., Any]]] = {}
+        self._codes: dict[Any, _Code] = {}
 
-    def __call__(self, graph: Graph, *, forces: bool, atomic: bool) -> dict[str, torch.Tensor]:
-        """As `dpmodel.models.predict`. Raises ValueError for a graph whose arrays disagree: compiled code looks at nothing."""
+    def _run(
+        self, graph: Graph, options: Any, state: Mapping[str, torch.Tensor], make: Callable[[], _Code]
+    ) -> dict[str, torch.Tensor]:
+        """Raises ValueError for a graph whose arrays disagree: compiled code looks at nothing."""
         check(graph)
         leaves = sized(graph)
-        key = (forces, atomic, tuple(_structure(leaf) for leaf in leaves))
-        if key not in self._compiled:
-            traced = trace(self.module, graph, forces=forces, atomic=atomic)
-            mode = cast(FakeTensor, traced.fakes[-1]).fake_mode
-            with tracing(TracingContext(mode)):
-                self._compiled[key] = traced.names, cast(Any, compile_fx)(traced.graph_module, traced.fakes)
-        names, run = self._compiled[key]
-        state = [t.detach() for t in model_state(self.module).values()]
-        return dict(zip(names, run(*state, *(leaf.array.contiguous() for leaf in leaves)), strict=True))
+        key = (options, *map(_structure, leaves), *((name, *_kind(value)) for name, value in state.items()))
+        if key not in self._codes:
+            self._codes[key] = make()
+        code = self._codes[key]
+        found = code.run(*state.values(), *(leaf.array.contiguous() for leaf in leaves))
+        return dict(zip(code.names, found, strict=True))
 
     def compilations(self) -> int:
-        """How many structures have been compiled so far."""
-        return len(self._compiled)
+        """How many structures were met so far."""
+        return len(self._codes)
+
+    def contents(self) -> frozenset[str]:
+        """Content hashes of the compiled graphs that are in use."""
+        return frozenset(code.key for code in self._codes.values())
+
+
+class CompiledLower(_Compiled):
+    """The outputs of a model, without gradients of its parameters."""
+
+    def __call__(self, graph: Graph, *, forces: bool, atomic: bool) -> dict[str, torch.Tensor]:
+        """As `dpmodel.models.predict`."""
+        state = {name: value.detach() for name, value in model_state(self.module).items()}
+        make = functools.partial(_compile_traced, self.module, graph, forces, atomic)
+        return self._run(graph, (forces, atomic), state, make)
+
+
+class CompiledStep(_Compiled):
+    """The outputs that a loss reads, with compiled gradients for every parameter that requires them.
+
+    Args:
+        module: the model. Its tensors are read anew at every call.
+        wanted: keys of the outputs to return, of those that the model has.
+        derivatives: whether forces and virials are among them.
+    """
+
+    def __init__(self, module: torch.nn.Module, wanted: frozenset[str], *, derivatives: bool) -> None:
+        super().__init__(module)
+        self.wanted, self.derivatives = wanted, derivatives
+
+    def __call__(self, graph: Graph) -> dict[str, torch.Tensor]:
+        """Outputs by key. Where gradients are switched off, the same code runs without them."""
+        make = functools.partial(_compile_step, self.module, graph, self.wanted, self.derivatives)
+        return self._run(graph, None, model_state(self.module), make)
 
 
 _DTYPES = (torch.bool, torch.int64, torch.float32, torch.float64)
@@ -151,3 +339,8 @@ def _structure(leaf: Leaf) -> tuple[Any, ...]:
     if x.dtype not in _DTYPES or (leaf.points is not None and x.dtype is not torch.int64):
         raise ValueError(f"{leaf.path} has dtype {x.dtype}; integers are int64, all else is bool, float32 or float64")
     return leaf.path, leaf.axes, leaf.static, x.dtype, x.device
+
+
+def _kind(x: torch.Tensor) -> tuple[Any, ...]:
+    """The same, about a parameter or buffer."""
+    return x.shape, x.stride(), x.dtype, x.device, x.requires_grad

@@ -171,6 +171,12 @@ class TrainingConfig(Config):
         None, "Share of a run's checkpoints that is kept, instead of max_ckpt_keep.", check=_between(0, 1, closed=False)
     )
 
+    enable_compile: bool = option(
+        False,
+        "Compile the model and its gradients on the first step: a minute or two, then faster steps for systems of any "
+        "size. Needs the backend pt_expt.",
+    )
+
     disp_training: bool = option(True, "The learning curve is always written.", effect="ignored")
     time_training: bool = option(True, "Times are always shown.", effect="ignored")
     acc_freq: int = option(1, "Gradients are not accumulated over steps.", effect="ignored", check=positive)
@@ -184,15 +190,12 @@ class TrainingConfig(Config):
         None, "It belongs to enable_ema, which is not available.", effect="ignored", check=positive
     )
     compile_options: FrozenDict | None = option(
-        None, "It belongs to enable_compile, which is not available.", effect="ignored"
+        None, "The library chooses the options of the compiler.", effect="ignored"
     )
 
     zero_stage: int = option(0, "Sharded optimizer states: train without.", effect="refused")
     enable_ema: bool = option(False, "Averaged parameters: use the last checkpoint.", effect="refused")
     change_bias_after_training: bool = option(False, "The bias stays as trained.", effect="refused")
-    enable_compile: bool = option(
-        False, "Training runs uncompiled; compile for evaluation with load(..., compile=True).", effect="refused"
-    )
     neighbor_graph_method: str = option("auto", "The neighbour search is chosen by the library.", effect="refused")
     profiling: bool = option(False, "Use an external profiler, such as py-spy or nsys.", effect="refused")
     enable_profiler: bool = option(False, "Use an external profiler, such as py-spy or nsys.", effect="refused")

@@ -112,6 +112,11 @@ class _Run:
 
     def __init__(self, inp: Input, trainer: Any, device: str | None) -> None:
         self.inp, self.trainer, self.device = inp, trainer, device
+        if inp.training.enable_compile and not trainer.compiles_training:
+            raise InputError(
+                f"training.enable_compile needs the backend pt_expt, and this run is on {trainer.name}: add "
+                "--backend pt_expt (or set DP_BACKEND=pt_expt), or remove enable_compile"
+            )
         self.normalised = json.loads(json.dumps(inp.normalised))
         self.seed, self.validation_seed = seeds(inp.training.seed)
         self.min_nbor_dist: float | None = None
@@ -250,8 +255,9 @@ class _Run:
         """Make the optimizer and the order of batches, restored where there is a checkpoint. Writes nothing."""
         training, checkpoint = self.inp.training, self.checkpoint
         self.stepper: Stepper = self.trainer.stepper(
-            self.model, self.loss, self.inp.optimizer, device=self.device, gradient_max_norm=training.gradient_max_norm
-        )
+            self.model, self.loss, self.inp.optimizer, device=self.device, gradient_max_norm=training.gradient_max_norm,
+            compile=training.enable_compile,
+        )  # fmt: skip
         self.sampler = Sampler(self.data, seed=self.seed)
         self.checks = None if self.valid is None else Sampler(self.valid, seed=self.validation_seed)
         self.average = RunningMean()

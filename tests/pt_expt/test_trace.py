@@ -13,7 +13,7 @@ import torch
 
 from dpmodel.backends.pt.bridge import graph_to_torch, to_torch, torch_gradient
 from dpmodel.backends.pt_expt import compile as compilation
-from dpmodel.backends.pt_expt.compile import CompiledLower, Traced, model_state, sample_graph, trace
+from dpmodel.backends.pt_expt.compile import CompiledLower, model_state, sample_graph, trace
 from dpmodel.geometry import GraphBuilder
 from dpmodel.graph import AngleRequest, Comm, Graph, NeighbourRequest, check, sized
 from dpmodel.models import predict
@@ -109,8 +109,7 @@ def test_one_trace_serves_every_size(ghosts: bool) -> None:
 
 
 def test_each_structure_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compilation, "trace", lambda *_, **__: Traced((), mock.Mock(), [mock.Mock()]))
-    monkeypatch.setattr(compilation, "compile_fx", lambda *_: lambda *_: ())
+    monkeypatch.setattr(compilation, "_compile_traced", lambda *_: mock.Mock(names=(), run=lambda *_: ()))
     lower = CompiledLower(MODULE)
     graph = graph_of(2, 5)
     flat = graph.replace(views=(graph.views[0].replace(angles=None), *graph.views[1:]))

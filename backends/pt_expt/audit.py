@@ -1,0 +1,139 @@
+"""What a trace must not contain, and a name for what it does contain.
+
+A trace is right for every graph of its structure if it holds no data (constants, numbers read out of arrays), nothing
+random, and no assumption about sizes. Each of these enters silently by careless code in a layer, and none shows in the
+results for the sizes that were traced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch._ops import OpOverload
+
+from dpmodel.errors import BackendError
+from dpmodel.graph import Leaf
+
+__all__ = ["audit", "content_hash"]
+
+
+def audit(graph: torch.fx.Graph, leaves: Sequence[Leaf], fakes: Sequence[torch.Tensor], shape_env: Any) -> None:
+    """Raise BackendError, naming what is wrong, unless the trace serves every graph of this structure.
+
+    leaves, fakes: the arrays of the sample graph and what stood for them in the trace.
+    """
+    baked = [str(node.target) for node in graph.nodes if node.op == "get_attr"]
+    if baked:
+        raise BackendError(
+            f"the trace of the model holds constants {baked}: a layer made a tensor from Python data in call(). Make "
+            "it a buffer, or compute it from its inputs"
+        )
+    for node in graph.nodes:
+        tags = getattr(node.target, "tags", ())
+        if str(node.target) == "aten._local_scalar_dense.default":
+            raise BackendError(
+                f"the trace of the model reads a number out of an array (operation {node.name}; .item(), float(), "
+                "int() or bool() of a tensor does that): keep it an array"
+            )
+        if torch.Tag.nondeterministic_seeded in tags:
+            raise BackendError(f"the trace of the model draws random numbers ({node.target}): it must be a function")
+    names = _axes(leaves, fakes, shape_env)
+    for guard in shape_env.guards:
+        _check_guard(guard.expr.xreplace(shape_env.replacements).xreplace(names))
+
+
+def _axes(leaves: Sequence[Leaf], fakes: Sequence[torch.Tensor], shape_env: Any) -> dict[sympy.Symbol, sympy.Symbol]:
+    """For every symbol of the trace, one that bears the name of its axis."""
+    names: dict[sympy.Symbol, sympy.Symbol] = {}
+    for leaf, fake in zip(leaves, fakes, strict=True):
+        for axis, size in zip(leaf.axes, fake.shape, strict=False):
+            found = sympy.sympify(size.node.expr if isinstance(size, torch.SymInt) else size)
+            found = found.xreplace(shape_env.replacements)
+            if not isinstance(found, sympy.Symbol):
+                raise BackendError(
+                    f"the trace of the model takes the size of {axis} (of {leaf.path}) for {found}: a layer compares "
+                    "it with a number, or makes a Python number of it"
+                )
+            known = names.setdefault(found, sympy.Symbol(axis, integer=True, nonnegative=True))
+            if known.name != axis:
+                raise BackendError(
+                    f"the trace of the model takes the sizes of {known.name} and {axis} (of {leaf.path}) for equal"
+                )
+    return names
+
+
+_SIZES = (0, 2, 3, 7, 1000)
+"""A size of 1 is left out: how memory is laid out asks for it everywhere, and code that is right for any other size is
+right for 1, which the tests of compiled models look at."""
+
+
+def _check_guard(guard: Any) -> None:
+    """Raise BackendError for a condition that does not hold at every size."""
+    symbols = sorted(guard.free_symbols, key=str)
+    for sizes in itertools.product(_SIZES, repeat=len(symbols)):
+        values = dict(zip(symbols, sizes, strict=True))
+        by_name = {symbol.name: size for symbol, size in values.items()}
+        if by_name.get("nodes", by_name.get("atoms", 0)) < by_name.get("atoms", 0):
+            continue
+        if guard.subs(values) != sympy.true:
+            raise BackendError(
+                f"the trace of the model is right only where {guard}: a layer branches on a size, or needs sizes that "
+                f"are not what the graph promises (it fails for {by_name})"
+            )
+
+
+# --- content -----------------------------------------------------------------------------------------------
+
+
+def content_hash(graph: torch.fx.Graph, fakes: Sequence[torch.Tensor], shape_env: Any) -> str:
+    """A key for everything that the trace computes: equal keys, equal functions.
+
+    Values of parameters and buffers are inputs and do not enter; numbers in the code of layers do.
+    Raises BackendError for an argument whose content cannot be named.
+    """
+    number = {node: k for k, node in enumerate(graph.nodes)}
+    lines = [f"torch {torch.__version__}"]
+    lines += [f"{_described(x)} {x.requires_grad}" for x in fakes]
+    lines += sorted(str(guard.expr) for guard in shape_env.guards)
+    for node in graph.nodes:
+        target = node.target if isinstance(node.target, str) else _name(node.target)
+        if node.op == "placeholder":  # the names of inputs are not content
+            target = _described(node.meta.get("val"))
+        lines.append(f"{node.op} {target} {_text(node.args, number)} {_text(node.kwargs, number)}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{tuple(map(str, value.shape))} {tuple(map(str, value.stride()))} {value.dtype} {value.device}"
+    return f"{type(value).__name__} {value}"
+
+
+def _name(target: Any) -> str:
+    if isinstance(target, OpOverload):
+        return str(target)
+    return f"{target.__module__}.{target.__qualname__}"
+
+
+def _text(value: Any, number: Mapping[torch.fx.Node, int]) -> str:
+    """Any argument of a traced operation."""
+    if isinstance(value, torch.fx.Node):
+        return f"%{number[value]}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_text(item, number) for item in value)}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {_text(item, number)}' for key, item in sorted(value.items()))}}}"
+    if isinstance(value, slice):
+        return f"slice{_text((value.start, value.stop, value.step), number)}"
+    if isinstance(value, float):
+        return value.hex()
+    if value is None or isinstance(
+        value, bool | int | str | complex | torch.dtype | torch.device | torch.layout | torch.memory_format
+    ):
+        return repr(value)
+    raise BackendError(f"the trace of the model holds a {type(value).__name__} ({value}), which has no name")

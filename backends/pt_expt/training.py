@@ -1,0 +1,46 @@
+"""The training step with compiled gradients: forces, virials and what the optimizer needs of them in one graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dpmodel.graph import Graph
+from dpmodel.models import Model
+from dpmodel.training.stepper import Loss
+
+from ..pt.bridge import Overrides
+from ..pt.training import TorchStepper
+from .compile import CompiledStep
+
+__all__ = ["CompiledStepper"]
+
+
+class CompiledStepper(TorchStepper):
+    """As `TorchStepper`; the model and its gradients are compiled on the first step, loss and optimizer run eagerly.
+
+    One compilation serves all sizes of batches. Another one is made for every other structure: optional inputs that
+    come or go, parameters that are frozen or thawed.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        loss: Loss,
+        optimizer: Any,
+        *,
+        device: torch.device,
+        overrides: Overrides,
+        gradient_max_norm: float | None,
+    ) -> None:
+        super().__init__(
+            model, loss, optimizer, device=device, overrides=overrides, gradient_max_norm=gradient_max_norm
+        )
+        # Losses take the energy's dtype for theirs.
+        self.compiled = CompiledStep(self.module, frozenset(("energy", *loss.outputs)), derivatives=self.derivatives)
+
+    def outputs(self, graph: Graph, *, create_graph: bool) -> dict[str, torch.Tensor]:
+        """See `TorchStepper.outputs`. Without `create_graph` the same code runs, and gradients are switched off."""
+        with torch.set_grad_enabled(create_graph):
+            return self.compiled(graph)
