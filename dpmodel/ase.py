@@ -29,7 +29,7 @@ __all__ = ["Calculator"]
 
 _VOIGT = (0, 4, 8, 5, 2, 1)
 """xx, yy, zz, yz, xz, xy in a flattened symmetric tensor."""
-_INPUTS = ("fparam", "aparam")
+_INPUTS = ("fparam", "aparam", "charge_spin")
 
 
 class Calculator(AseCalculator):
@@ -38,8 +38,8 @@ class Calculator(AseCalculator):
     Properties: `energy` and `free_energy` (equal), `energies` (per atom), and on backends with derivatives `forces`
     and, where the cell has a volume, `stress` (xx, yy, zz, yz, xz, xy).
 
-    Each axis is periodic or not as `atoms.pbc` says. `atoms.info["fparam"]` and `atoms.info["aparam"]` are handed to
-    models that take them.
+    Each axis is periodic or not as `atoms.pbc` says. `atoms.info["fparam"]`, `["aparam"]` and `["charge_spin"]`
+    are handed to models that take them.
     """
 
     def __init__(
@@ -112,8 +112,7 @@ class Calculator(AseCalculator):
             cell,
             pbc=[bool(periodic) for periodic in atoms.pbc],
             atomic=atomic,
-            fparam=self._inputs.get("fparam"),
-            aparam=self._inputs.get("aparam"),
+            **cast(Any, self._inputs),
         )
         energy = float(out["energy"][0, 0])
         self.results = {"energy": energy, "free_energy": energy}

@@ -28,6 +28,8 @@ from dpmodel.potential import Potential
 
 __all__ = ["QUANTITIES", "Comparison", "ErrorSum", "Report", "SystemReport", "evaluate_systems", "requests_of"]
 
+_INPUTS = ("fparam", "aparam", "charge_spin")
+
 QUANTITIES: dict[str, tuple[str, str]] = {
     "energy": ("Energy", "eV"),
     "energy_per_atom": ("Energy/Natoms", "eV"),
@@ -155,6 +157,8 @@ def requests_of(potential: Potential, *, atomic: bool = False) -> tuple[LabelReq
         wanted.append(labels.fparam(potential.dim_fparam, optional))
     if potential.dim_aparam:
         wanted.append(labels.aparam(potential.dim_aparam))
+    if potential.model.takes_charge_spin:
+        wanted.append(labels.charge_spin(potential.model.default_charge_spin))
     return tuple(wanted)
 
 
@@ -217,12 +221,12 @@ def evaluate_systems(
 
 def compare(potential: Potential, batch: Batch, system: str, *, atomic: bool) -> Comparison:
     """Evaluate the frames of a batch; labels and predictions side by side."""
-    given = {name: batch.labels[name] for name in ("fparam", "aparam") if batch.found.get(name, 0.0) > 0}
+    given = {name: batch.labels[name] for name in _INPUTS if batch.found.get(name, 0.0) > 0}
     atomic = atomic and batch.found.get("atom_ener", 0.0) > 0
     try:
         out = potential.evaluate(
             batch.coord, batch.atype, batch.cell, pbc=batch.pbc, atomic=atomic,
-            fparam=given.get("fparam"), aparam=given.get("aparam"),
+            **given,
         )  # fmt: skip
     except InputError as problem:
         first, last = int(batch.frames[0]), int(batch.frames[-1])

@@ -16,6 +16,7 @@ from dpmodel.files.model_file import ModelFile, read_model, write_model
 from dpmodel.geometry.build import GraphBuilder
 from dpmodel.geometry.cells import check_pbc, make_lattice
 from dpmodel.models import Model
+from dpmodel.nn.charge_spin import check_charge_spin
 
 __all__ = ["Potential", "freeze", "load", "save"]
 
@@ -179,7 +180,7 @@ class Potential:
             fparam: (nf, dim_fparam) or (dim_fparam,).
             aparam: (nf, na, dim_aparam) or (na, dim_aparam).
             spin: not for this kind of model.
-            charge_spin: not for this kind of model.
+            charge_spin: (nf, 2) or (2,): total charge and spin multiplicity, truncated to integers.
             forces: None: where the backend has derivatives.
             atomic: add per-atom values, per-atom virials and `mask`.
             hessian: not available yet.
@@ -194,14 +195,14 @@ class Potential:
         """
         if hessian:
             raise InputError("hessian=True: this model has no Hessian output; leave it out")
-        for name, value in (("spin", spin), ("charge_spin", charge_spin)):
-            if value is not None:
-                raise InputError(f"{name} was given, but this model does not take it; leave it out")
+        if spin is not None:
+            raise InputError("spin was given, but this model does not take it; leave it out")
         forces = self._with_forces(forces)
         frames = _Frames.read(coord, atype, box, self.type_map, check_pbc(pbc))
         parameters = {
             "fparam": frames.frame_values(fparam, self.dim_fparam, "fparam"),
             "aparam": frames.atom_values(aparam, self.dim_aparam, "aparam"),
+            "charge_spin": frames.frame_values(charge_spin, 2 if self._model.takes_charge_spin else 0, "charge_spin"),
         }
         if self.dim_fparam and fparam is None and not self._model.has_default_fparam:
             raise InputError(
@@ -209,6 +210,12 @@ class Potential:
             )
         if self.dim_aparam and aparam is None:
             raise InputError(f"aparam is missing: this model takes {self.dim_aparam} numbers per atom")
+        if charge_spin is not None:
+            check_charge_spin(parameters["charge_spin"], "charge_spin")
+        elif self._model.takes_charge_spin and self._model.default_charge_spin is None:
+            raise InputError(
+                "charge_spin is missing: this model takes charge and spin of every frame and has no default"
+            )
         size = atoms_per_call(self._model)
         parts = []
         for part in frames.chunks(size):

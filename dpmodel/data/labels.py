@@ -15,7 +15,6 @@ __all__ = [
     "ATOM_ENER",
     "ATOM_ENER_COEFF",
     "ATOM_PREF",
-    "CHARGE_SPIN",
     "ENERGY",
     "FORCE",
     "FORCE_MAG",
@@ -28,6 +27,7 @@ __all__ = [
     "LabelRequest",
     "aparam",
     "as_request",
+    "charge_spin",
     "drdq",
     "fparam",
 ]
@@ -148,8 +148,6 @@ SPIN = LabelRequest(name="spin", shape=(3,), atomic=True, everywhere=True)
 """(f, n, 3) magnetic moments, a model input."""
 FORCE_MAG = LabelRequest(name="force_mag", shape=(3,), atomic=True)
 """(f, n, 3) minus the derivative of the energy with respect to the moments."""
-CHARGE_SPIN = LabelRequest(name="charge_spin", shape=(2,), everywhere=True)
-"""(f, 2) total charge and multiplicity, a model input."""
 NUMB_COPY = LabelRequest(name="numb_copy", default=1.0)
 """How often each frame counts in training. Systems read it themselves: it is in `System.copies`, not in batches."""
 
@@ -166,6 +164,12 @@ def fparam(dim: int, default: tuple[float, ...] | None = None) -> LabelRequest:
     """(f, dim) frame parameters; without `default` every system must have them."""
     values = (0.0,) * dim if default is None else tuple(default)
     return LabelRequest(name="fparam", shape=(dim,), everywhere=default is None, default=values)
+
+
+def charge_spin(default: tuple[float, float] | None = None) -> LabelRequest:
+    """(f, 2) total charge and spin multiplicity; without `default` every system must have them."""
+    values = (0.0, 0.0) if default is None else default
+    return LabelRequest(name="charge_spin", shape=(2,), everywhere=default is None, default=values)
 
 
 def aparam(dim: int) -> LabelRequest:

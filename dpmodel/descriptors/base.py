@@ -55,6 +55,14 @@ class DescriptorConfig(Config):
         """Whether the features are finite where two atoms are at one place."""
         return False
 
+    def takes_charge_spin(self) -> bool:
+        """Whether the total charge and spin of every frame are inputs."""
+        return False
+
+    def default_charge_spin(self) -> tuple[float, float] | None:
+        """Charge and spin of frames that come without; None: they must come with."""
+        return None
+
     def build(self, ntypes: int, type_map: tuple[str, ...], *, seed: Seed = None) -> Descriptor:
         """A descriptor with fresh random weights and neutral statistics (mean 0, deviation 1)."""
         raise NotImplementedError(f"{type(self).__name__} does not define build()")
@@ -87,6 +95,17 @@ class Descriptor(Op):
     def tolerates_overlap(self) -> bool:
         """Whether features are finite where two atoms are at one place."""
         return bool(self.config.tolerates_overlap())
+
+    @property
+    def takes_charge_spin(self) -> bool:
+        """Whether `call` reads `Graph.charge_spin`."""
+        return bool(self.config.takes_charge_spin())
+
+    @property
+    def default_charge_spin(self) -> tuple[float, float] | None:
+        """What stands in where a graph has none; None: nothing does."""
+        found: tuple[float, float] | None = self.config.default_charge_spin()
+        return found
 
     def groups_types(self) -> bool:
         """Whether `call` needs `Graph.types`."""

@@ -72,6 +72,16 @@ class Model(Op):
         """Atomic parameters per atom."""
         return 0
 
+    @property
+    def takes_charge_spin(self) -> bool:
+        """Whether the total charge and spin of every frame are inputs."""
+        return False
+
+    @property
+    def default_charge_spin(self) -> tuple[float, float] | None:
+        """Charge and spin of frames that come without; None: they must come with."""
+        return None
+
     def bytes_per_atom(self) -> int:
         """Rough size of the temporaries that one atom needs in an evaluation with derivatives."""
         raise NotImplementedError(f"{type(self).__name__} does not define bytes_per_atom()")
@@ -134,6 +144,14 @@ class StandardModel(Model):
     @property
     def dim_aparam(self) -> int:
         return int(self.fitting.config.numb_aparam)
+
+    @property
+    def takes_charge_spin(self) -> bool:
+        return self.descriptor.takes_charge_spin
+
+    @property
+    def default_charge_spin(self) -> tuple[float, float] | None:
+        return self.descriptor.default_charge_spin
 
     def bytes_per_atom(self) -> int:
         return self.descriptor.bytes_per_atom()

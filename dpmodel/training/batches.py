@@ -11,10 +11,11 @@ from dpmodel.data.system import Batch
 from dpmodel.errors import DataError, InputError
 from dpmodel.geometry.build import GraphBuilder
 from dpmodel.graph import Graph
+from dpmodel.nn.charge_spin import check_charge_spin
 
 __all__ = ["Prepared", "prepare"]
 
-INPUTS = ("fparam", "aparam")
+INPUTS = ("fparam", "aparam", "charge_spin")
 """Quantities of the data that go into the graph rather than into the loss."""
 
 
@@ -37,6 +38,8 @@ def prepare(batch: Batch, builder: GraphBuilder, atomic: frozenset[str], path: s
     given: dict[str, Any] = {name: batch.labels[name] for name in INPUTS if batch.found.get(name, 0.0) > 0}
     cell = batch.cell if batch.pbc else None
     try:
+        if "charge_spin" in given:
+            check_charge_spin(given["charge_spin"], "charge_spin")
         graph = builder.build(batch.coord, batch.atype, cell, numbers=batch.frames.tolist(), **given)
     except InputError as problem:
         raise DataError(f"{path or 'a system'}, {problem} (atoms are counted sorted by type)") from problem

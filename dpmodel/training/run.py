@@ -176,6 +176,9 @@ class _Run:
             found["fparam"] = standard_labels.fparam(fitting.numb_fparam, fitting.default_fparam)
         if fitting.numb_aparam:
             found["aparam"] = standard_labels.aparam(fitting.numb_aparam)
+        descriptor: Any = self.inp.model.descriptor
+        if descriptor.takes_charge_spin():
+            found["charge_spin"] = standard_labels.charge_spin(descriptor.default_charge_spin())
         return tuple(found.values())
 
     # --- model ------------------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ import numpy as np
 
 from dpmodel.config import MISSING, Config, at_least, capacity, option, positive, section
 from dpmodel.descriptors.base import Capacity, DescriptorConfig
-from dpmodel.descriptors.dpa3.descriptor import DPA3, check_charge_spin, fresh
+from dpmodel.descriptors.dpa3.descriptor import DPA3, fresh
 from dpmodel.errors import InputError
+from dpmodel.nn.charge_spin import check_charge_spin
 from dpmodel.nn.mlp import Seed
 
 __all__ = ["DPA3Config", "RepflowConfig"]
@@ -177,6 +178,12 @@ class DPA3Config(DescriptorConfig, key="dpa3"):
 
     def tolerates_overlap(self) -> bool:
         return self.env_protection > 0.0
+
+    def takes_charge_spin(self) -> bool:
+        return self.add_chg_spin_ebd
+
+    def default_charge_spin(self) -> tuple[float, float] | None:
+        return self.default_chg_spin if self.add_chg_spin_ebd else None
 
     def capacities(self) -> tuple[Capacity, ...]:
         flow = self.repflow

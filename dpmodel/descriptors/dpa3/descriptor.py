@@ -17,12 +17,12 @@ import numpy as np
 from dpmodel.descriptors.base import Features
 from dpmodel.descriptors.dpa3.layer import Environment, RepflowLayer, State
 from dpmodel.descriptors.message_passing import MessagePassing
-from dpmodel.errors import InputError
 from dpmodel.geometry.switch import env_mat
 from dpmodel.graph import AngleRequest, Edges, Graph, NeighbourRequest
 from dpmodel.nn import Activation, Linear, TypeEmbedding, child_seed, make_linear, make_type_embedding
+from dpmodel.nn.charge_spin import ChargeSpin, make_charge_spin
 from dpmodel.nn.mlp import Seed
-from dpmodel.op import Array, Op, buffer, child
+from dpmodel.op import Array, buffer, child
 from dpmodel.ops import array_namespace, as_dtype, safe_norm, segment_outer, segment_sum, take_rows
 from dpmodel.precision import dtype_name
 from dpmodel.statistics.environment import environment_items, environment_key, environment_mean_and_deviation
@@ -31,40 +31,7 @@ if TYPE_CHECKING:
     from dpmodel.descriptors.dpa3.config import DPA3Config
     from dpmodel.statistics.cache import StatCache
 
-__all__ = ["CHARGES", "DPA3", "SPINS", "ChargeSpin", "check_charge_spin", "fresh"]
-
-CHARGES = 200
-"""Rows of the charge embedding: charges -100 to 99, and 100, whose row is zero."""
-SPINS = 100
-"""Rows of the spin embedding: 0 to 99, and 100, whose row is zero."""
-
-
-def check_charge_spin(values: np.ndarray, name: str) -> None:
-    """Raise InputError, naming the frame, for numbers without a row in the tables. values: (f, 2)."""
-    whole = np.trunc(values)
-    wrong = ~((np.abs(whole[:, 0]) <= CHARGES // 2) & (whole[:, 1] >= 0) & (whole[:, 1] <= SPINS))
-    if wrong.any():
-        frame = int(np.flatnonzero(wrong)[0])
-        raise InputError(
-            f"{name}: expected charges from {-(CHARGES // 2)} to {CHARGES // 2} and spins from 0 to {SPINS}, got "
-            f"{values[frame].tolist()}" + (f" in frame {frame}" if len(values) > 1 else "")
-        )
-
-
-class ChargeSpin(Op):
-    """Features of a frame's total charge and spin multiplicity."""
-
-    charge: TypeEmbedding = child()
-    spin: TypeEmbedding = child()
-    mix: Linear = child()
-    activation: Activation = child()
-
-    def call(self, charge_spin: Array) -> Array:
-        """(f, 2) -> (f, n_dim). Numbers are truncated to integers; `Potential` refuses those without a row."""
-        xp = array_namespace(charge_spin)
-        rows = as_dtype(charge_spin, "int64")
-        charge = take_rows(self.charge.table(), rows[:, 0] + CHARGES // 2)
-        return self.activation(self.mix(xp.concat([charge, take_rows(self.spin.table(), rows[:, 1])], axis=-1)))
+__all__ = ["DPA3", "fresh"]
 
 
 class DPA3(MessagePassing):
@@ -99,14 +66,6 @@ class DPA3(MessagePassing):
     @property
     def dim_emb(self) -> int:
         return int(self.config.repflow.e_dim)
-
-    @property
-    def takes_charge_spin(self) -> bool:
-        return self.charge_spin is not None
-
-    @property
-    def default_charge_spin(self) -> tuple[float, ...] | None:
-        return self.config.default_chg_spin if self.takes_charge_spin else None
 
     def is_smooth(self) -> bool:
         flow = self.config.repflow
@@ -219,24 +178,14 @@ def fresh(config: DPA3Config, ntypes: int, type_map: tuple[str, ...], seed: Seed
         type_embedding=make_type_embedding(
             ntypes, flow.n_dim, seed=child_seed(seed, 0), bias=config.use_tebd_bias, type_map=econf, **own
         ),
-        charge_spin=_fresh_charge_spin(config, phi, child_seed(seed, 3 + flow.nlayers), own),
+        charge_spin=make_charge_spin(flow.n_dim, phi, seed=child_seed(seed, 3 + flow.nlayers), **own)
+        if config.add_chg_spin_ebd
+        else None,
         edge_embedding=make_linear(1, flow.e_dim, seed=child_seed(seed, 1), **own),
         angle_embedding=make_linear(1, flow.a_dim, seed=child_seed(seed, 2), bias=False, **own),
         layers=layers,
         davg=np.zeros((ntypes, 4), dtype),
         dstd=np.full((ntypes, 4), flow.deviation or 1.0, dtype),
-    )
-
-
-def _fresh_charge_spin(config: DPA3Config, phi: Activation, seed: Seed, own: dict[str, Any]) -> ChargeSpin | None:
-    if not config.add_chg_spin_ebd:
-        return None
-    n = config.repflow.n_dim
-    return ChargeSpin(
-        charge=make_type_embedding(CHARGES, n, seed=child_seed(seed, 0), **own),
-        spin=make_type_embedding(SPINS, n, seed=child_seed(seed, 1), **own),
-        mix=make_linear(2 * n, n, seed=child_seed(seed, 2), **own),
-        activation=phi,
     )
 
 

@@ -8,13 +8,14 @@ import numpy as np
 
 from dpmodel.config import MISSING, thaw
 from dpmodel.descriptors.dpa3 import DPA3, DPA3Config, RepflowConfig, RepflowLayer
-from dpmodel.descriptors.dpa3.descriptor import CHARGES, SPINS, ChargeSpin, fresh
+from dpmodel.descriptors.dpa3.descriptor import fresh
 from dpmodel.files.codecs.base import Codec, add_type_map, build_config, warn_of_unknown
 from dpmodel.files.codecs.descriptors.shared import env_mat, read_statistics, write_statistics
 from dpmodel.files.networks import read_linear, write_layer
 from dpmodel.files.nodes import Node
 from dpmodel.files.type_embedding import read_type_embedding, write_type_embedding
 from dpmodel.nn import Activation, Linear, activation
+from dpmodel.nn.charge_spin import CHARGES, SPINS, ChargeSpin
 from dpmodel.op import Array
 from dpmodel.precision import dtype_name
 
