@@ -9,7 +9,7 @@ from functools import cache
 from dpmodel.op import Array, Op
 from dpmodel.ops import array_namespace
 
-__all__ = ["ACTIVATIONS", "Activation", "activation"]
+__all__ = ["ACTIVATIONS", "Activation", "activation", "silut_threshold"]
 
 
 def _tanh(x: Array) -> Array:
@@ -76,6 +76,20 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+def silut_threshold(name: str) -> float | None:
+    """T of `silut:T` (3.0 if absent); None for other activations. Raises ValueError where T is no number."""
+    key = name.lower()
+    if not key.startswith(("silut", "custom_silu")):
+        return None
+    text = key.rpartition(":")[2] if ":" in key else "3.0"
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(
+            f"activation_function {name!r}: the part after ':' must be a number, as in 'silut:10.0'"
+        ) from None
+
+
 @cache
 def activation(name: str) -> Callable[[Array], Array]:
     """The function of that name (any case). `silut:T` takes its threshold T from the name (3.0 if absent).
@@ -85,14 +99,9 @@ def activation(name: str) -> Callable[[Array], Array]:
     key = name.lower()
     if key in ACTIVATIONS:
         return ACTIVATIONS[key]
-    if key.startswith(("silut", "custom_silu")):
-        text = key.rpartition(":")[2] if ":" in key else "3.0"
-        try:
-            return _silut(float(text))
-        except ValueError:
-            raise ValueError(
-                f"activation_function {name!r}: the part after ':' must be a number, as in 'silut:10.0'"
-            ) from None
+    threshold = silut_threshold(name)
+    if threshold is not None:
+        return _silut(threshold)
     raise ValueError(f"unknown activation_function {name!r}; known are {sorted(ACTIVATIONS)} and 'silut:T'")
 
 
