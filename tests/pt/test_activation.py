@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from dpmodel.backends.pt.overrides.activation import FusedActivation
 from dpmodel.nn import Activation
 
