@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from dpmodel.geometry.switch import env_mat
-from dpmodel.graph import Graph, Slots
+from dpmodel.graph import Edges, Graph, Slots
 from dpmodel.ops import take_rows
 from dpmodel.statistics.items import StatItem
 
@@ -46,7 +46,7 @@ def environment_items(
 ) -> dict[str, StatItem]:
     """Running sums over graphs of NumPy arrays, by the names of `item_names`.
 
-    view: position in `Graph.views`; both kinds of view serve. rcut, rcut_smth, protection: Å. exclude_types: pairs of
+    view: position in `Graph.views`; every kind of view serves. rcut, rcut_smth, protection: Å. exclude_types: pairs of
     types (in either order) that the descriptor leaves out. Virtual centres do not count.
     Raises ValueError where an atom has more neighbours in the view than sum(sel).
     """
@@ -94,7 +94,7 @@ def _rows(
     radial_only: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(n, w, 4 or 1) environment rows of every slot of the view, 0 where excluded; (n,) neighbours of every atom."""
-    edge, mask = _table(graph.views[view])
+    edge, mask = _table(graph, graph.views[view])
     n, n_edges = graph.frame.shape[0], graph.edge_vec.shape[0]
     if n_edges == 0:
         return np.zeros((n, 0, 1 if radial_only else 4)), np.zeros(n, dtype=np.int64)
@@ -108,8 +108,16 @@ def _rows(
     return np.where(shown, take_rows(edges, edge), 0.0), np.sum(mask, axis=1)
 
 
-def _table(view: Slots | tuple[Slots, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _table(graph: Graph, view: Slots | tuple[Slots, ...] | Edges) -> tuple[np.ndarray, np.ndarray]:
     """(n, w) edges and mask of a view; the tables of a typed one side by side."""
+    if isinstance(view, Edges):
+        rows = np.asarray(view.row)[np.asarray(view.mask)]
+        centre = np.asarray(graph.centre)[rows]
+        count = np.bincount(centre, minlength=graph.frame.shape[0])
+        mask = np.arange(np.max(count, initial=0)) < count[:, None]
+        table = np.zeros(mask.shape, np.int64)
+        table[mask] = rows  # both are sorted by centre
+        return table, mask
     parts = view if isinstance(view, tuple) else (view,)
     edge = np.concatenate([np.asarray(part.edge) for part in parts], axis=1)
     return edge, np.concatenate([np.asarray(part.mask) for part in parts], axis=1)

@@ -85,8 +85,8 @@ def _environment_options(model: StandardModel) -> dict[str, Any]:
         "exclude_types": pairs(getattr(config, "exclude_types", ())),
         "pair_exclude_types": pairs(model.pair_exclude_types),
     }
-    for name in ("rcut", "rcut_smth"):  # the key has two decimals
-        radius = getattr(config, name, 0.0)
+    radii = model.descriptor.environment_radii()
+    for name, radius in zip(("rcut", "rcut_smth"), radii, strict=True):  # the key has two decimals
         found[name] = 0.0 if radius == round(radius, 2) else radius
     return found
 

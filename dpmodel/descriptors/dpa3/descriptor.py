@@ -78,6 +78,9 @@ class DPA3(MessagePassing):
         angles = flow.a_sel**2 * (flow.a_dim + flow.e_dim) if flow.update_angle else 0
         return 8 * flow.nlayers * (edges + angles) * self.davg.dtype.itemsize
 
+    def environment_radii(self) -> tuple[float, float]:
+        return self.config.repflow.e_rcut, self.config.repflow.e_rcut_smth
+
     def with_statistics(
         self, graphs: Callable[[], Iterable[Graph]], *, protect: float, cache: StatCache | None = None
     ) -> DPA3:
