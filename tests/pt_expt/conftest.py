@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import dpmodel
-from dpmodel.descriptors import SeAConfig
+from dpmodel.descriptors import DPA3Config, SeAConfig
+from dpmodel.descriptors.dpa3 import RepflowConfig
 from dpmodel.files.model_file import ModelFile, write_model
 from dpmodel.fittings import EnerFittingConfig
 from dpmodel.models import Model, StandardModel
@@ -24,6 +25,18 @@ def small_se_a(**fitting: object) -> Model:
     rng = np.random.default_rng(0)
     descriptor = descriptor.replace(davg=rng.normal(size=(2, 4)), dstd=rng.uniform(0.3, 0.5, (2, 4)))
     net = EnerFittingConfig(neuron=(5,), **fitting).build(2, descriptor.dim_out, False, seed=1)
+    model = StandardModel.assemble(descriptor, net, ("O", "H"))
+    return model.replace(out_bias=np.array([[-3.0], [1.5]]))
+
+
+def small_dpa3(precision: str = "float64", *, nlayers: int = 2, **options: object) -> Model:
+    """Two types, a cutoff of 4 Å, message passing over angles."""
+    flow = RepflowConfig(
+        n_dim=6, e_dim=5, a_dim=4, nlayers=nlayers, e_rcut=4.0, e_rcut_smth=3.0, e_sel=60, a_rcut=3.0, a_rcut_smth=2.0,
+        a_sel=20, smooth_edge_update=True,
+    )  # fmt: skip
+    descriptor = DPA3Config(repflow=flow, precision=precision, **options).build(2, ("O", "H"), seed=3)
+    net = EnerFittingConfig(neuron=(5,), precision=precision).build(2, descriptor.dim_out, True, seed=1)
     model = StandardModel.assemble(descriptor, net, ("O", "H"))
     return model.replace(out_bias=np.array([[-3.0], [1.5]]))
 
@@ -47,3 +60,15 @@ def artefact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def se_a_pt2(artefact: Callable[..., Path]) -> Path:
     """A local model, float64, with per-atom virials."""
     return artefact("se_a", small_se_a(), atomic_virial=True)
+
+
+@pytest.fixture(scope="session")
+def dpa3_pt2(artefact: Callable[..., Path]) -> Path:
+    """A message-passing model, float64, with per-atom virials."""
+    return artefact("dpa3", small_dpa3(), atomic_virial=True)
+
+
+@pytest.fixture(scope="session")
+def dpa3_float32_pt2(artefact: Callable[..., Path]) -> Path:
+    """A message-passing model, float32, without per-atom virials."""
+    return artefact("dpa3_float32", small_dpa3("float32"))

@@ -25,7 +25,7 @@ from .archive import METADATA, MODEL, pack
 from .artefact import Runner, hash_of, load_code, run_program
 from .compiler import compile_program
 from .metadata import Comparison, describe_model, describe_program, describe_runtime
-from .program import builder_of, export_program, graph_like, takes_charge_spin
+from .program import builder_of, export_program, graph_like
 
 __all__ = ["compare", "freeze", "sample_graphs"]
 
@@ -132,7 +132,7 @@ def _cluster(model: Model, frames: int, atoms: int) -> Graph:
         extra["fparam"] = rng.normal(size=(frames, model.dim_fparam))
     if model.dim_aparam:
         extra["aparam"] = rng.normal(size=(frames, atoms, model.dim_aparam))
-    if takes_charge_spin(model):
+    if model.takes_charge_spin:
         extra["charge_spin"] = np.tile([1.0, 2.0], (frames, 1))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a small `sel` is no matter here

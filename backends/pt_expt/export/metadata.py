@@ -19,7 +19,7 @@ from dpmodel.errors import BackendError, ModelFileError
 from dpmodel.graph import NeighbourRequest
 from dpmodel.models import Model
 
-from .program import Program, takes_charge_spin
+from .program import Program
 
 __all__ = [
     "FORMAT_VERSION",
@@ -77,10 +77,10 @@ _ARRAY: dict[str, tuple[type, ...]] = {"name": (str,), "dtype": (str,), "axes": 
 _EXCHANGE: dict[str, tuple[type, ...]] = {"op": (str,), "dtype": (str,), "width": (int,)}
 
 
-def describe_model(model: Any) -> dict[str, Any]:
+def describe_model(model: Model) -> dict[str, Any]:
     """The part that follows from the model."""
     default = getattr(getattr(model, "fitting", None), "default_fparam", None)
-    charge_spin = model.descriptor.default_charge_spin if takes_charge_spin(model) else None
+    charge_spin = model.default_charge_spin
     return {
         "type_map": list(model.type_map),
         "rcut": float(model.rcut),
@@ -93,7 +93,7 @@ def describe_model(model: Any) -> dict[str, Any]:
         "dim_fparam": model.dim_fparam,
         "default_fparam": None if default is None else [float(x) for x in np.asarray(default).ravel()],
         "dim_aparam": model.dim_aparam,
-        "charge_spin": takes_charge_spin(model),
+        "charge_spin": model.takes_charge_spin,
         "default_charge_spin": None if charge_spin is None else [float(x) for x in charge_spin],
     }
 

@@ -24,7 +24,7 @@ from dpmodel.models import Model
 from ...pt.bridge import graph_to_torch
 from ..compile import Traced, model_state, sample_graph, trace
 
-__all__ = ["EXCHANGES", "Exchange", "Program", "builder_of", "export_program", "graph_like", "takes_charge_spin"]
+__all__ = ["EXCHANGES", "Exchange", "Program", "builder_of", "export_program", "graph_like"]
 
 EXCHANGES = {"dpmodel::ghost_forward": "forward", "dpmodel::ghost_reverse": "reverse"}
 """The operators that talk to other processes."""
@@ -63,11 +63,6 @@ def builder_of(model: Model) -> GraphBuilder:
     )
 
 
-def takes_charge_spin(model: Model) -> bool:
-    """Whether the total charge and spin of every frame are inputs."""
-    return bool(getattr(getattr(model, "descriptor", None), "takes_charge_spin", False))
-
-
 def graph_like(model: Model, handle: int = 0) -> Graph:
     """A graph of tensors with every input that the model takes, for its structure alone."""
     extra: dict[str, Any] = {}
@@ -75,7 +70,7 @@ def graph_like(model: Model, handle: int = 0) -> Graph:
         extra["fparam"] = np.zeros((1, model.dim_fparam))
     if model.dim_aparam:
         extra["aparam"] = np.zeros((1, 1, model.dim_aparam))
-    if takes_charge_spin(model):
+    if model.takes_charge_spin:
         extra["charge_spin"] = np.zeros((1, 2))
     graph = builder_of(model).build(np.zeros((1, 1, 3)), np.zeros((1, 1), np.int64), None, **extra)
     if model.message_passing:
