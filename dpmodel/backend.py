@@ -127,6 +127,9 @@ class Exporter(Backend, Protocol):
     def open_artefact(self, path: Path, *, device: str | None = None) -> tuple[Any, Evaluator]:
         """The model file inside an artefact, and its compiled code."""
 
+    def lammps_plugin(self) -> Path:
+        """The folder of the LAMMPS plugin, which is built where that has not been done. Raises BackendError."""
+
 
 class _NumpyEvaluator:
     def __init__(self, model: Model) -> None:

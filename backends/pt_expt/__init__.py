@@ -19,6 +19,7 @@ from ..pt.bridge import Overrides, override_table
 from ..pt.training import TorchStepper
 from .compile import CompiledLower
 from .export import freeze, open_artefact
+from .lammps import build_plugin
 from .training import CompiledStepper
 
 __all__ = ["BACKEND", "OVERRIDES", "CompiledEvaluator", "ExportableBackend"]
@@ -88,6 +89,10 @@ class ExportableBackend:
     def open_artefact(self, path: Path, *, device: str | None = None) -> tuple[ModelFile, Evaluator]:
         """See `Exporter.open_artefact`."""
         return open_artefact(path, device=device)
+
+    def lammps_plugin(self) -> Path:
+        """See `Exporter.lammps_plugin`."""
+        return build_plugin()
 
 
 BACKEND = ExportableBackend()

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import torch
 
+from dpmodel.cache import cache_folder
 from dpmodel.errors import BackendError
 
 __all__ = ["CSRC", "build_library", "built_for", "cache_folder"]
@@ -35,15 +36,6 @@ logger = logging.getLogger(__name__)
 
 CSRC = Path(__file__).parent / "csrc"
 """Sources of the operator library, and the header of its contract."""
-
-
-def cache_folder() -> Path:
-    """Where built libraries are kept. It need not exist."""
-    own = os.environ.get("DPMODEL_CACHE_DIR")
-    if own:
-        return Path(own).expanduser().absolute()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache").expanduser().absolute() / "dpmodel"
 
 
 def build_library(

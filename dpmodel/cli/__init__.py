@@ -1,4 +1,4 @@
-"""The command line: `dpmodel train`, `test`, `freeze`, `convert`, `show`, `neighbor-stat`, `plot`, `doc`.
+"""The command line: `dpmodel train`, `test`, `freeze`, `lammps`, `convert`, `show`, `neighbor-stat`, `plot`, `doc`.
 
     >>> from dpmodel.cli import main
     >>> main(["convert", "model.dp", "model.yaml"])     # the exit status; 0 is success

@@ -14,6 +14,7 @@ MODULES: dict[str, str] = {
     "train": "dpmodel.cli.train",
     "test": "dpmodel.cli.test",
     "freeze": "dpmodel.cli.freeze",
+    "lammps": "dpmodel.cli.lammps",
     "convert": "dpmodel.cli.convert",
     "convert-backend": "dpmodel.cli.convert",
     "show": "dpmodel.cli.show",
@@ -29,7 +30,6 @@ LATER: dict[str, str] = {
     "model-devi": "evaluate the models with dpmodel.load and compare their forces",
     "embed": "",
     "eval-desc": "",
-    "lammps": "run molecular dynamics through ASE (dpmodel.ase) meanwhile",
     "compress": "models run uncompressed here",
     "pretrained": "",
     "gui": "",
@@ -77,6 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_test(commands)
     _add_freeze(commands)
+    _add_lammps(commands)
     _add_convert(commands)
     _add_show(commands)
     _add_neighbour_stat(commands)
@@ -182,6 +183,14 @@ def _add_freeze(commands: Any) -> None:
     for flag in ("-n", "--node-names", "-w", "--nvnmd-weight", "--lower-kind"):
         parser.add_argument(flag, const="; leave it out", action=_Unavailable, metavar="X", help=argparse.SUPPRESS)
     parser.add_argument("--hessian", const="; leave it out", nargs=0, action=_Unavailable, help=argparse.SUPPRESS)
+
+
+def _add_lammps(commands: Any) -> None:
+    parser = _add_command(commands, "lammps", "The plugin that gives LAMMPS the pair style dpmodel.")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=_Parser)
+    build = _add_command(actions, "build", "Compile the plugin into the cache, for the installed torch and LAMMPS.")
+    build.add_argument("--force", action="store_true", help="compile anew what is there")
+    _add_command(actions, "info", "Say where the plugin is, and what it is for.")
 
 
 def _add_convert(commands: Any) -> None:

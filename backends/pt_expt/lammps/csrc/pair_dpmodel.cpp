@@ -1,0 +1,359 @@
+#include "pair_dpmodel.h"
+
+#include "threads.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include "atom.h"
+#include "comm.h"
+#include "error.h"
+#include "force.h"
+#include "memory.h"
+#include "neigh_list.h"
+#include "neighbor.h"
+#include "update.h"
+#include "utils.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <unistd.h>
+
+#ifdef DPMODEL_TESTING
+#include "faults.h"
+#endif
+
+namespace dpmodel {
+
+using namespace LAMMPS_NS;
+
+namespace {
+
+constexpr double BOLTZMANN = 8.617343e-5;  // eV/K, as LAMMPS has it in units metal
+
+/* `Comm::bordergroup` is protected: name it through a class that may. */
+struct BorderGroup : Comm {
+  static int of(Comm *comm) { return comm->*(&BorderGroup::bordergroup); }
+};
+
+std::string joined(const std::vector<std::string> &words) {
+  std::string text;
+  for (const auto &word : words) text += (text.empty() ? "" : " ") + word;
+  return text;
+}
+
+}  // namespace
+
+PairDPModel::PairDPModel(LAMMPS *lmp) : Exchanging(lmp) {
+  restartinfo = 0;
+  one_coeff = 1;
+  manybody_flag = 1;
+  single_enable = 0;
+  respa_enable = 0;
+  no_virial_fdotr_compute = 1;
+  centroidstressflag = CENTROID_AVAIL;
+}
+
+PairDPModel::~PairDPModel() {
+  if (!allocated) return;
+  memory->destroy(setflag);
+  memory->destroy(cutsq);
+}
+
+// --- errors ---------------------------------------------------------------------------------------------------
+
+void PairDPModel::share(const std::string &problem) {
+  const int none = comm->nprocs;
+  int mine = problem.empty() ? none : comm->me, first = none;
+  MPI_Allreduce(&mine, &first, 1, MPI_INT, MPI_MIN, world);
+  if (first == none) return;
+  char text[1024] = "";
+  if (comm->me == first) std::strncpy(text, problem.c_str(), sizeof(text) - 1);
+  MPI_Bcast(text, sizeof(text), MPI_CHAR, first, world);
+  const auto where = comm->nprocs > 1 ? fmt::format(" (on rank {})", first) : std::string();
+  error->all(FLERR, Error::NOLASTLINE, "Pair style dpmodel: {}{}", text, where);
+}
+
+void PairDPModel::fail_alone(const std::string &problem) {
+  if (comm->nprocs == 1) error->one(FLERR, Error::NOLASTLINE, "Pair style dpmodel: {}", problem);
+  // Where all ranks fail in the same way the first of them speaks for all, and ends the others before they do.
+  if (comm->me > 0) usleep(500000);
+  try {
+    error->one(FLERR, Error::NOLASTLINE, "Pair style dpmodel: {}", problem);
+  } catch (...) {
+    // Under `lmp` the exception would end the job. In a library it would end this rank, and leave the others waiting.
+    model_.reset();  // removes what was unpacked
+    MPI_Abort(world, 1);
+    std::abort();
+  }
+}
+
+std::string PairDPModel::name_of(int64_t row) const {
+  if (!atom->tag_enable) return fmt::format("row {}", row);
+  return fmt::format("{}", atom->tag[row]);
+}
+
+// --- input script ---------------------------------------------------------------------------------------------
+
+void PairDPModel::settings(int narg, char **arg) {
+  if (narg < 1)
+    error->all(FLERR, "Pair style dpmodel: expected a model: pair_style dpmodel model.pt2 [fparam v ...] [aparam v ...] "
+                      "[charge_spin q s]");
+  if (allocated)  // a second pair_style command: coefficients are to be given again
+    for (int i = 1; i <= atom->ntypes; ++i)
+      for (int j = 1; j <= atom->ntypes; ++j) setflag[i][j] = 0;
+  load(arg[0]);
+  read_options(narg - 1, arg + 1);
+  const auto &about = model_->about;
+  builder_ = GraphBuilder(about.requests, about.ntypes, about.excluded, about.group_by_type, about.allow_overlap);
+  declare_exchanges(about.exchanges, about.max_bytes_per_row);
+  const int threads = threads_per_rank(world);
+  at::set_num_threads(threads);
+  if (comm->me == 0)
+    utils::logmesg(lmp, "  dpmodel: {} with {} types, cutoff {} A, {} precision, {} thread(s) per rank\n", path_,
+                   about.ntypes, about.rcut, about.precision, threads);
+}
+
+void PairDPModel::load(const std::string &path) {
+  path_ = path;
+  std::string problem;
+  model_.reset();
+  try {
+    model_ = std::make_unique<Artefact>(path);
+  } catch (const std::exception &reason) {
+    problem = fmt::format("cannot use the model {}: {}", path, reason.what());
+  }
+  share(problem);
+  const uint64_t hashes[2] = {model_->hash, ~model_->hash};
+  uint64_t least[2];
+  MPI_Allreduce(hashes, least, 2, MPI_UINT64_T, MPI_MIN, world);
+  if (least[0] != ~least[1])
+    error->all(FLERR, Error::NOLASTLINE,
+               "Pair style dpmodel: {} is not the same file on every rank. Use one file that all nodes see, or equal copies",
+               path);
+}
+
+std::vector<double> PairDPModel::read_numbers(int narg, char **arg, int &at, int64_t wanted) const {
+  const std::string name = arg[at++];
+  std::vector<double> values;
+  while (at < narg && utils::is_double(arg[at])) values.push_back(utils::numeric(FLERR, arg[at++], false, lmp));
+  if (static_cast<int64_t>(values.size()) != wanted)
+    error->all(FLERR, "Pair style dpmodel: {} expects {} number(s) for this model, got {}", name, wanted, values.size());
+  return values;
+}
+
+void PairDPModel::read_options(int narg, char **arg) {
+  const auto &about = model_->about;
+  fparam_ = about.default_fparam;
+  charge_spin_ = about.default_charge_spin;
+  aparam_.clear();
+  for (int at = 0; at < narg;) {
+    const std::string name = arg[at];
+    if (name == "fparam" && about.dim_fparam > 0)
+      fparam_ = read_numbers(narg, arg, at, about.dim_fparam);
+    else if (name == "aparam" && about.dim_aparam > 0)
+      aparam_ = read_numbers(narg, arg, at, about.dim_aparam);
+    else if (name == "charge_spin" && about.charge_spin)
+      charge_spin_ = read_numbers(narg, arg, at, 2);
+    else if (name == "fparam" || name == "aparam" || name == "charge_spin")
+      error->all(FLERR, "Pair style dpmodel: this model takes no {}", name);
+    else
+      error->all(FLERR, "Pair style dpmodel: unknown option '{}'; known are fparam, aparam and charge_spin. One model can be given",
+                 name);
+  }
+  const char *missing = about.dim_fparam > 0 && fparam_.empty()    ? "fparam"
+                        : about.dim_aparam > 0 && aparam_.empty()  ? "aparam"
+                        : about.charge_spin && charge_spin_.empty() ? "charge_spin"
+                                                                    : nullptr;
+  if (missing != nullptr)
+    error->all(FLERR, "Pair style dpmodel: this model needs {}: pair_style dpmodel {} {} v ...", missing, path_, missing);
+}
+
+void PairDPModel::coeff(int narg, char **arg) {
+  const int ntypes = atom->ntypes;
+  const auto &names = model_->about.type_map;
+  const auto known = joined(names);
+  if (narg < 2 || std::strcmp(arg[0], "*") != 0 || std::strcmp(arg[1], "*") != 0)
+    error->all(FLERR, "Pair style dpmodel: expected pair_coeff * * [name of every type], got '{}'",
+               narg > 1 ? fmt::format("{} {}", arg[0], arg[1]) : "");
+  if (narg > 2 && narg - 2 != ntypes)
+    error->all(FLERR, "Pair style dpmodel: pair_coeff names {} types, the simulation has {}: give one name (of {}) or NULL for each",
+               narg - 2, ntypes, known);
+  if (narg == 2 && ntypes > model_->about.ntypes)
+    error->all(FLERR, "Pair style dpmodel: the simulation has {} types and the model {} ({}): name them in pair_coeff * *",
+               ntypes, model_->about.ntypes, known);
+  type_of_.assign(ntypes + 1, -1);
+  for (int type = 1; type <= ntypes; ++type) {
+    if (narg == 2) {
+      type_of_[type] = type - 1;
+    } else if (std::strcmp(arg[type + 1], "NULL") != 0) {
+      const auto at = std::find(names.begin(), names.end(), arg[type + 1]);
+      if (at == names.end())
+        error->all(FLERR, "Pair style dpmodel: the model has no type '{}'; it has {}", arg[type + 1], known);
+      type_of_[type] = at - names.begin();
+    }
+  }
+  if (!allocated) {
+    allocated = 1;
+    memory->create(setflag, ntypes + 1, ntypes + 1, "pair:setflag");
+    memory->create(cutsq, ntypes + 1, ntypes + 1, "pair:cutsq");
+  }
+  // Alone, this style answers for all types. Beside others, types that it does not know are theirs.
+  const bool alone = !utils::strmatch(force->pair_style, "^hybrid");
+  for (int i = 1; i <= ntypes; ++i)
+    for (int j = 1; j <= ntypes; ++j) setflag[i][j] = alone || (type_of_[i] >= 0 && type_of_[j] >= 0);
+}
+
+void PairDPModel::init_style() {
+  if (std::strcmp(update->unit_style, "lj") == 0)
+    error->all(FLERR, "Pair style dpmodel: units lj have no eV and no Angstrom; use units metal, real, ...");
+  if (!force->newton_pair)
+    error->all(FLERR, "Pair style dpmodel: forces on ghost atoms must be sent home: use newton on");
+  if (BorderGroup::of(comm) != 0)
+    error->all(FLERR, "Pair style dpmodel: comm_modify group leaves out neighbours: remove it");
+  energy_unit_ = force->boltz / BOLTZMANN;
+  angstrom_ = force->angstrom;
+  const double *special = force->special_lj;
+  if (atom->molecular != 0 && (special[1] == 0.0 || special[2] == 0.0 || special[3] == 0.0) && comm->me == 0)
+    error->warning(FLERR, "Pair style dpmodel: special_bonds with factors of 0 remove bonded atoms from the neighbour list; "
+                          "use special_bonds lj/coul 1.0e-50 1.0e-50 1.0e-50");
+  neighbor->add_request(this, NeighConst::REQ_FULL);
+}
+
+double PairDPModel::init_one(int /*i*/, int /*j*/) { return model_->about.rcut * angstrom_; }
+
+void PairDPModel::setup() {
+  const double cutoff = model_->about.rcut * angstrom_, reach = comm->get_comm_cutoff();
+  if (reach < cutoff)
+    error->all(FLERR, "Pair style dpmodel: ghost atoms reach {}, the model needs {}: raise comm_modify cutoff", reach, cutoff);
+}
+
+// --- a step ---------------------------------------------------------------------------------------------------
+
+Arrays PairDPModel::make_arrays() {
+  const int64_t owned = atom->nlocal, all = owned + atom->nghost;
+  kind_.resize(all);
+  for (int64_t i = 0; i < all; ++i) kind_[i] = type_of_[atom->type[i]];
+  count_.assign(owned, 0);  // beside other styles a list may leave out atoms
+  for (int ii = 0; ii < list->inum; ++ii) count_[list->ilist[ii]] = list->numneigh[list->ilist[ii]];
+  Surroundings here;
+  here.owned = owned;
+  here.all = all;
+  here.x = atom->x;
+  here.angstrom = angstrom_;
+  here.kind = kind_.data();
+  here.count = count_.data();
+  here.list = list->firstneigh;
+  here.mask = NEIGHMASK;
+  auto arrays = builder_.build(here);
+  const auto parameter = [](const std::vector<double> &values, int64_t rows) {
+    return at::tensor(values, at::kDouble).expand({rows, static_cast<int64_t>(values.size())}).contiguous();
+  };
+  if (!fparam_.empty()) arrays["fparam"] = parameter(fparam_, 1);
+  if (!aparam_.empty()) arrays["aparam"] = parameter(aparam_, owned);
+  if (!charge_spin_.empty()) arrays["charge_spin"] = parameter(charge_spin_, 1);
+  arrays["comm.handle"] = at::full({1}, reinterpret_cast<int64_t>(&ghosts_), at::kLong);
+  return arrays;
+}
+
+std::map<std::string, at::Tensor> PairDPModel::run(const Arrays &arrays) {
+  begin_exchanges();
+  std::string problem;
+  try {
+    auto outputs = model_->run(arrays);
+    // torch 2.11 goes on where an exchange has failed: what it computed then is not to be used.
+    if (ghosts_.error == 0 && all_exchanged()) return outputs;
+    if (ghosts_.error == 0) problem = "the model left out exchanges that its metadata name";
+  } catch (const std::exception &reason) {
+    const std::string text = reason.what();
+    problem = text.substr(0, text.find('\n'));
+  }
+  if (ghosts_.error != 0) problem = ghosts_.message;
+  fail_alone(fmt::format("step {}: {}", update->ntimestep, problem));
+}
+
+void PairDPModel::compute(int eflag, int vflag) {
+  ev_init(eflag, vflag);
+  if ((vflag_atom || cvflag_atom) && !model_->about.atomic_virial)
+    error->all(FLERR, Error::NOLASTLINE, "Pair style dpmodel: per-atom virials are asked for, and {} was frozen without them: "
+               "dpmodel freeze --atomic-virial", path_);
+  // From here to the end of the last exchange every rank does the same, whatever it has found.
+  std::map<std::string, at::Tensor> outputs;
+  std::string problem;
+  try {
+    outputs = run(make_arrays());
+  } catch (const LAMMPSException &) {
+    throw;
+  } catch (const std::exception &reason) {
+    fail_alone(fmt::format("step {}: {}", update->ntimestep, reason.what()));
+  }
+  const auto &found = builder_.problem();
+  if (!found.text.empty())
+    problem = fmt::format("step {}: atom{} {}{} {}", update->ntimestep, found.second >= 0 ? "s" : "", name_of(found.first),
+                          found.second >= 0 ? " and " + name_of(found.second) : "", found.text);
+  else
+    check_numbers(outputs, problem);
+  share(problem);
+  add_results(outputs);
+  if (!warned_ && neighbor->ago == 0) say_once_that_sel_is_small(builder_.truncated());
+}
+
+void PairDPModel::check_numbers(const std::map<std::string, at::Tensor> &outputs, std::string &problem) const {
+  const auto &force = outputs.at("force");
+  const double *f = force.data_ptr<double>();
+  int64_t bad = -1;
+  for (int64_t k = 0; k < force.numel() && bad < 0; ++k)
+    if (!std::isfinite(f[k])) bad = k / 3;
+  bool energy_is_bad = !std::isfinite(outputs.at("energy").data_ptr<double>()[0]);
+#ifdef DPMODEL_TESTING
+  energy_is_bad = energy_is_bad || energy_must_be_nan(comm->me, update->ntimestep);
+#endif
+  if (bad < 0 && !energy_is_bad) return;
+  problem = fmt::format("step {}: {} NaN or infinite. Look for atoms too close to each other, a time step too long, or a "
+                        "configuration far from what the model was trained on", update->ntimestep,
+                        bad >= 0 ? "the force on atom " + name_of(bad) + " is" : "the energy is");
+}
+
+void PairDPModel::add_results(const std::map<std::string, at::Tensor> &outputs) {
+  const int64_t owned = atom->nlocal, all = owned + atom->nghost;
+  const double force_unit = energy_unit_ / angstrom_;
+  const double *force = outputs.at("force").data_ptr<double>();
+  double **f = atom->f;
+  for (int64_t i = 0; i < all; ++i)
+    for (int k = 0; k < 3; ++k) f[i][k] += force_unit * force[3 * i + k];
+  if (eflag_global) eng_vdwl += energy_unit_ * outputs.at("energy").data_ptr<double>()[0];
+  if (eflag_atom) {
+    const double *energies = outputs.at("atom_energy").data_ptr<double>();
+    for (int64_t i = 0; i < owned; ++i) eatom[i] += energy_unit_ * energies[i];
+  }
+  // LAMMPS: xx yy zz xy xz yz yx zx zy. Ours: rows are force components. The shares of single ranks and atoms are not
+  // symmetric, their sum is.
+  static constexpr int ROW[9] = {0, 1, 2, 0, 0, 1, 1, 2, 2}, COLUMN[9] = {0, 1, 2, 1, 2, 2, 0, 0, 1};
+  const auto symmetric = [](const double *w, int k) { return 0.5 * (w[3 * ROW[k] + COLUMN[k]] + w[3 * COLUMN[k] + ROW[k]]); };
+  if (vflag_global) {
+    const double *w = outputs.at("virial").data_ptr<double>();
+    for (int k = 0; k < 6; ++k) virial[k] += energy_unit_ * symmetric(w, k);
+  }
+  if (!vflag_atom && !cvflag_atom) return;
+  const double *shares = outputs.at("atom_virial").data_ptr<double>();
+  for (int64_t i = 0; i < all; ++i) {
+    const double *w = shares + 9 * i;
+    if (vflag_atom)
+      for (int k = 0; k < 6; ++k) vatom[i][k] += energy_unit_ * symmetric(w, k);
+    if (cvflag_atom)
+      for (int k = 0; k < 9; ++k) cvatom[i][k] += energy_unit_ * w[3 * COLUMN[k] + ROW[k]];
+  }
+}
+
+void PairDPModel::say_once_that_sel_is_small(bool here) {
+  int mine = here, any = 0;
+  MPI_Allreduce(&mine, &any, 1, MPI_INT, MPI_MAX, world);
+  if (any == 0) return;
+  warned_ = true;
+  if (comm->me == 0)
+    error->warning(FLERR, "Pair style dpmodel: atoms have more neighbours than the model's sel holds; the furthest are left out, "
+                          "and energies jump where atoms enter or leave the list. This is said once");
+}
+
+}  // namespace dpmodel
