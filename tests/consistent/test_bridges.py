@@ -34,7 +34,10 @@ def assert_same(a: Any, b: Any, path: str = "model", *, options: bool = True) ->
             left, right = ((v,) if isinstance(v, Op) or v is None else v for v in (x, y))
             assert isinstance(x, tuple) == isinstance(y, tuple), where
             for k, (p, q) in enumerate(zip(left, right, strict=True)):
-                assert_same(p, q, f"{where}.{k}", options=options)
+                if p is None or q is None:
+                    assert p is q, where
+                else:
+                    assert_same(p, q, f"{where}.{k}", options=options)
         elif x is None or y is None:
             assert x is y, where
         else:
