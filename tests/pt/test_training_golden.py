@@ -61,7 +61,7 @@ def loss_section(section: dict[str, Any]) -> EnerLossConfig:
 
 
 def test_the_cases_are_there() -> None:
-    assert len(CASES) == 4
+    assert len(CASES) == 7
 
 
 @pytest.mark.filterwarnings("ignore::dpmodel.geometry.build.TruncationWarning")  # these cases cut off neighbours
