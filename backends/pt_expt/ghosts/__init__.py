@@ -1,12 +1,25 @@
 """Ghost exchange: two operators, each the gradient of the other, and providers that move the rows.
 
-Importing this builds and loads nothing; `load_ops` does.
+Importing this builds and loads nothing; `load_ops` does. The provider between processes is in `ghosts.mpi`, which needs
+mpi4py.
 """
 
 from __future__ import annotations
 
+from .decompose import Part, decompose, slabs
 from .exchange import GhostExchange
 from .library import load_ops, ops_library
 from .providers import ABI, FaultProvider, MappingProvider, Provider
 
-__all__ = ["ABI", "FaultProvider", "GhostExchange", "MappingProvider", "Provider", "load_ops", "ops_library"]
+__all__ = [
+    "ABI",
+    "FaultProvider",
+    "GhostExchange",
+    "MappingProvider",
+    "Part",
+    "Provider",
+    "decompose",
+    "load_ops",
+    "ops_library",
+    "slabs",
+]

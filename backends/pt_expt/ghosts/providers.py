@@ -76,6 +76,12 @@ class Provider:
         """Add rows[n_owned:] to their owners' rows."""
         raise NotImplementedError(f"{type(self).__name__} does not define reverse()")
 
+    def fold(self, rows: np.ndarray, n_owned: int) -> np.ndarray:
+        """(n_owned, width): what the ghosts' rows of (n_all, width) add to their owners, wherever those are."""
+        whole = np.array(rows, order="C")
+        self.reverse(whole, n_owned)
+        return whole[:n_owned]
+
     @property
     def handle(self) -> np.ndarray:
         """(1,) int64: what `Comm.handle` carries. Valid as long as this object lives."""

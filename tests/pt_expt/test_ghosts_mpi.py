@@ -1,0 +1,92 @@
+"""Exchange between real processes (mpiexec -n 2), and how failures end them; ghosts_program.py is what they run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mpi4py")
+
+PROGRAM = Path(__file__).with_name("ghosts_program.py")
+SECONDS_TO_END = 10.0
+
+
+def mpiexec() -> str:
+    """That of the mpich wheel, beside the interpreter, before any other."""
+    beside = Path(sys.executable).parent
+    found = shutil.which("mpiexec", path=f"{beside}{os.pathsep}{os.environ.get('PATH', '')}")
+    assert found, "mpi4py is installed, mpiexec is not: pip install mpich"
+    return found
+
+
+def run(*arguments, ranks=2):
+    """(exit status, output, time of the end) of the program on some ranks; nothing of it outlives the test."""
+    command = [mpiexec(), "-n", str(ranks), sys.executable, "-W", "ignore", str(PROGRAM), *map(str, arguments)]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        said, _ = process.communicate(timeout=240)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    return process.returncode, said, time.time()
+
+
+def test_exchange_is_exact_and_its_adjoint_fits():
+    status, said, _ = run("exchange")
+    assert status == 0, said
+    assert said.count("holds") == 5 * 4 * 2
+    assert "ends the job" not in said
+
+
+def test_models_on_two_ranks_equal_one_process():
+    status, said, _ = run("model")
+    assert status == 0, said
+    assert said.count("holds") == 6 * 5
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("what", ["exchange", "model"])
+def test_three_ranks(what):
+    status, said, _ = run(what, ranks=3)
+    assert status == 0, said
+    assert "holds" in said
+
+
+SCHEDULE = [("forward", 1), ("forward", 2), ("forward", 3), ("reverse", 1), ("reverse", 2)]
+"""Of a dpa3 of three layers."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "at"), [pytest.param(*x, marks=[] if x[1] == 2 else pytest.mark.nightly) for x in SCHEDULE]
+)
+def test_a_failed_exchange_ends_every_rank(kind, at, tmp_path):
+    status, said, end = run(kind, tmp_path / "mark", at)
+    assert status != 0
+    assert end - (tmp_path / "mark").stat().st_mtime < SECONDS_TO_END
+    assert f"dpmodel ghosts: {kind} exchange {at} (float64, width 8, " in said
+    assert f"rank 1 of 2 ends the job: RuntimeError: dpmodel ghosts: {kind} exchange {at}" in said
+    assert "injected fault" in said
+    assert "came to the end" not in said
+
+
+def test_a_rank_that_raises_ends_every_rank(tmp_path):
+    status, said, end = run("raising", tmp_path / "mark")
+    assert status != 0
+    assert end - (tmp_path / "mark").stat().st_mtime < SECONDS_TO_END
+    assert "rank 1 of 2 ends the job: ValueError: the input of the last rank is wrong" in said
+    assert "came to the end" not in said
