@@ -15,6 +15,7 @@ from typing import Any
 import sympy
 import torch
 from torch._ops import OpOverload
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from dpmodel.errors import BackendError
 from dpmodel.graph import Leaf
@@ -35,10 +36,15 @@ def audit(graph: torch.fx.Graph, leaves: Sequence[Leaf], fakes: Sequence[torch.T
         )
     for node in graph.nodes:
         tags = getattr(node.target, "tags", ())
-        if str(node.target) == "aten._local_scalar_dense.default":
+        if torch.Tag.data_dependent_output in tags:
             raise BackendError(
-                f"the trace of the model reads a number out of an array (operation {node.name}; .item(), float(), "
-                "int() or bool() of a tensor does that): keep it an array"
+                f"the trace of the model reads a number out of an array ({node.target}; .item(), float(), int() or "
+                "bool() of an array does that): keep it an array"
+            )
+        if free_unbacked_symbols(node.meta.get("val")):
+            raise BackendError(
+                f"the trace of the model makes an array whose size depends on data ({node.target}; selecting by a mask "
+                "does that): compute all rows and mask the result"
             )
         if torch.Tag.nondeterministic_seeded in tags:
             raise BackendError(f"the trace of the model draws random numbers ({node.target}): it must be a function")
@@ -59,11 +65,8 @@ def _axes(leaves: Sequence[Leaf], fakes: Sequence[torch.Tensor], shape_env: Any)
                     f"the trace of the model takes the size of {axis} (of {leaf.path}) for {found}: a layer compares "
                     "it with a number, or makes a Python number of it"
                 )
-            known = names.setdefault(found, sympy.Symbol(axis, integer=True, nonnegative=True))
-            if known.name != axis:
-                raise BackendError(
-                    f"the trace of the model takes the sizes of {known.name} and {axis} (of {leaf.path}) for equal"
-                )
+            # No two axes can share a symbol: their sizes in the sample differ.
+            names[found] = sympy.Symbol(axis, integer=True, nonnegative=True)
     return names
 
 

@@ -24,6 +24,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -159,11 +160,13 @@ def _explained() -> Iterator[None]:
     except DPError:
         raise
     except Exception as problem:
-        where, step = "", problem.__traceback__
+        where, own, step = "", str(Path(torch.__file__).parent), problem.__traceback__
         while step is not None:
-            frame = step.tb_frame
-            if isinstance(op := frame.f_locals.get("self"), Op) and frame.f_code.co_name != "forward":
-                where = f" in {type(op).__name__}.{frame.f_code.co_name} ({frame.f_code.co_filename}:{step.tb_lineno})"
+            code, op = step.tb_frame.f_code, step.tb_frame.f_locals.get("self")
+            if isinstance(op, Op) and not code.co_filename.startswith(own):
+                where = f" in {type(op).__name__}"
+            if where and not code.co_filename.startswith(own):
+                where = f"{where.partition(' (')[0]} ({code.co_filename}:{step.tb_lineno})"
             step = step.tb_next
         reason = f"{type(problem).__name__}: {problem}".splitlines()[0]
         raise BackendError(
@@ -289,7 +292,9 @@ class _Compiled:
         if key not in self._codes:
             self._codes[key] = make()
         code = self._codes[key]
-        found = code.run(*state.values(), *(leaf.array.contiguous() for leaf in leaves))
+        # AOTAutograd's code builds its graph whether or not gradients are switched on, if an input asks for them.
+        values = state.values() if torch.is_grad_enabled() else [value.detach() for value in state.values()]
+        found = code.run(*values, *(leaf.array.contiguous() for leaf in leaves))
         return dict(zip(code.names, found, strict=True))
 
     def compilations(self) -> int:
