@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from dpmodel.graph import map_record
+from dpmodel.graph import Leaf, map_leaves
 from dpmodel.op import Array, Kind, Op
 
 __all__ = [
@@ -106,8 +106,14 @@ def from_torch(module: Any) -> Op:
 
 def graph_to_torch(graph: Any, device: str | torch.device | None = None) -> Any:
     """A record of NumPy arrays as one of tensors; memory is shared where the device allows it."""
-    # torch takes neither read-only arrays (without a warning) nor negative strides; np.require copies only those.
-    return map_record(graph, lambda x: torch.as_tensor(np.require(x, requirements=("C", "W")), device=device))
+
+    def convert(leaf: Leaf) -> torch.Tensor:
+        # torch takes neither read-only arrays (without a warning) nor negative strides; np.require copies only those.
+        tensor = torch.as_tensor(np.require(leaf.array, requirements=("C", "W")))
+        stays = device is None or not leaf.axes  # a handle of an exchange is no data: it is read on the host
+        return tensor if stays else tensor.to(device)
+
+    return map_leaves(graph, convert)
 
 
 def torch_gradient(

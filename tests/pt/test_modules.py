@@ -17,7 +17,7 @@ from dpmodel.backends.pt import OVERRIDES
 from dpmodel.backends.pt.bridge import graph_to_torch, to_torch, torch_gradient
 from dpmodel.files.model_file import read_model
 from dpmodel.geometry import GraphBuilder
-from dpmodel.graph import Graph
+from dpmodel.graph import Comm, Graph
 from dpmodel.models import Model, predict
 from dpmodel.nn import Linear
 
@@ -147,3 +147,12 @@ def test_fsdp_of_inner_layers(model: Model, graph: Graph) -> None:
             torch.testing.assert_close(p.grad.full_tensor(), q.grad, rtol=1e-12, atol=1e-14)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_a_handle_of_an_exchange_stays_on_the_host() -> None:
+    graph = GraphBuilder((), 2).build(np.zeros((1, 1, 3)), np.array([[0]]), None)
+    moved = graph_to_torch(graph.replace(comm=Comm(handle=np.array([5]))), "meta")
+    assert moved.atype.device.type == "meta"
+    assert moved.comm is not None
+    assert moved.comm.handle.device.type == "cpu"
+    assert moved.comm.handle.tolist() == [5]
