@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -39,6 +40,12 @@ def small_dpa3(precision: str = "float64", *, nlayers: int = 2, **options: objec
     net = EnerFittingConfig(neuron=(5,), precision=precision).build(2, descriptor.dim_out, True, seed=1)
     model = StandardModel.assemble(descriptor, net, ("O", "H"))
     return model.replace(out_bias=np.array([[-3.0], [1.5]]))
+
+
+@pytest.fixture(scope="session")
+def models() -> SimpleNamespace:
+    """The makers of small models."""
+    return SimpleNamespace(small_se_a=small_se_a, small_dpa3=small_dpa3)
 
 
 @pytest.fixture(scope="session")

@@ -104,14 +104,14 @@ def load_code(path: Path) -> Runner:
 def run_program(run: Runner, metadata: dict[str, Any], graph: Graph) -> dict[str, torch.Tensor]:
     """Outputs for a graph of NumPy arrays, ghosts folded onto the rows of `graph.owner` where that is set.
 
-    Exchanges stay within the process: ghosts copy their owners' rows.
+    Exchanges go where `graph.comm` says, or stay within the process: ghosts copy their owners' rows.
 
     Raises ValueError for a graph that the program was not compiled for.
     """
     owner, n = graph.owner, graph.frame.shape[0]
     graph = _with_defaults(graph.replace(owner=None), metadata)
     provider = MappingProvider(None if owner is None else owner[n:])
-    if metadata["message_passing"]:
+    if metadata["message_passing"] and graph.comm is None:
         graph = graph.replace(comm=Comm(handle=provider.handle))
     inputs: Graph = graph_to_torch(graph)
     check(inputs)

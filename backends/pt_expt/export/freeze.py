@@ -27,7 +27,7 @@ from .compiler import compile_program
 from .metadata import Comparison, describe_model, describe_program, describe_runtime
 from .program import builder_of, export_program, graph_like
 
-__all__ = ["compare", "freeze", "sample_graphs"]
+__all__ = ["compare", "freeze", "precision_of", "sample_graphs", "with_ghosts"]
 
 
 def freeze(file: ModelFile, output: str | Path, *, overrides: Overrides, atomic_virial: bool = False) -> None:
@@ -116,7 +116,7 @@ def _compare(run: Runner, metadata: dict[str, Any], graph: Graph, module: torch.
 def sample_graphs(model: Model) -> Iterator[Graph]:
     """Graphs (NumPy) to compare on: two clusters, one of them with ghosts, and a single atom."""
     yield _cluster(model, 2, 4)
-    yield _with_ghosts(_cluster(model, 1, 11))
+    yield with_ghosts(_cluster(model, 1, 11))
     yield _cluster(model, 1, 1)
 
 
@@ -139,7 +139,7 @@ def _cluster(model: Model, frames: int, atoms: int) -> Graph:
         return builder_of(model).build(coord, atype, None, **extra)
 
 
-def _with_ghosts(graph: Graph) -> Graph:
+def with_ghosts(graph: Graph) -> Graph:
     """The same system in which every second edge sees a ghost of its own."""
     n, pick = len(graph.frame), np.arange(0, len(graph.centre), 2)
     owner = np.concatenate([np.arange(n), graph.neighbour[pick]])
