@@ -33,7 +33,7 @@ CODE = "data/aotinductor/model/"
 
 _NAME = re.compile(
     r"version|byteorder|archive_format|archive_version|\.data/[A-Za-z0-9_]+|\.format_version|\.storage_alignment"
-    rf"|{re.escape(CODE)}[A-Za-z0-9_.\-]+|{re.escape(METADATA)}|{re.escape(MODEL)}"
+    rf"|{re.escape(CODE)}[A-Za-z0-9_][A-Za-z0-9_.\-]*|{re.escape(METADATA)}|{re.escape(MODEL)}"
 )
 _ROOT = re.compile(r"[A-Za-z0-9_\-]+")
 
@@ -51,6 +51,10 @@ def pack(code: Sequence[Path], extra: Mapping[str, bytes]) -> bytes:
 
 def read_entries(path: Path) -> tuple[bytes, bytes]:
     """(metadata, model file) of an archive all of whose entries were checked. Raises ModelFileError."""
+    if path.is_dir():
+        raise ModelFileError(f"{path} is a folder; expected an artefact of `dpmodel freeze`")
+    if not path.exists():
+        raise ModelFileError(f"{path}: there is no such file (in {path.parent.absolute()})")
     try:
         size = path.stat().st_size
         with zipfile.ZipFile(path) as archive:

@@ -17,6 +17,7 @@ from dpmodel.files.model_file import ModelFile, read_model
 from dpmodel.graph import Comm, Graph, Leaf, check, sized
 from dpmodel.models import Model
 
+from ...pt import pick_device
 from ...pt.bridge import graph_to_torch
 from ..ghosts import MappingProvider, load_ops
 from .archive import read_entries
@@ -60,7 +61,7 @@ def open_artefact(path: str | Path, *, device: str | None = None) -> tuple[Model
     torch, device or processor.
     """
     path = Path(path)
-    if device is not None and torch.device(device).type != "cpu":
+    if device is not None and pick_device(device).type != "cpu":
         raise BackendError(f"{path} was compiled for the CPU, not for {device!r}: load it with device='cpu'")
     text, image = read_entries(path)
     metadata = parse_metadata(text, str(path))
