@@ -53,6 +53,10 @@ def _descriptor(**options: Any) -> Section:
     return {"descriptor": options}
 
 
+def _repflow(**options: Any) -> Section:
+    return {"descriptor": {"repflow": options}}
+
+
 def _fitting(**options: Any) -> Section:
     return {"fitting_net": options}
 
@@ -78,6 +82,93 @@ ENER_VARIATIONS: dict[str, Section] = {
     "both_exclusions": {"atom_exclude_types": [0], "pair_exclude_types": [[1, 1]]},
 }
 """Every option of the energy fitting and of the standard model (for two types)."""
+
+
+DPA3 = Case(
+    section={
+        "type_map": ["O", "H"],
+        "descriptor": {
+            "type": "dpa3",
+            "repflow": {
+                "e_rcut": 4.0, "e_rcut_smth": 1.5, "e_sel": 40, "a_rcut": 3.0, "a_rcut_smth": 1.0, "a_sel": 40,
+                "n_dim": 6, "e_dim": 4, "a_dim": 4, "nlayers": 2, "axis_neuron": 2, "update_residual": 0.4,
+                "smooth_edge_update": True,
+            },
+        },
+        "fitting_net": {"type": "ener", "neuron": [8, 8]},
+    },
+    variations={
+        "one_layer": _repflow(nlayers=1),
+        "three_layers": _repflow(nlayers=3),
+        "res_avg": _repflow(update_style="res_avg"),
+        "res_incr": _repflow(update_style="res_incr"),
+        "normal_residuals": _repflow(update_residual_init="norm"),
+        "dynamic": _repflow(use_dynamic_sel=True, sel_reduce_factor=4.0),
+        "compression_split": _repflow(a_compress_rate=1, a_compress_e_rate=2, a_compress_use_split=True),
+        "compression_linear": _repflow(a_compress_rate=2, a_compress_e_rate=3),
+        "multi_edge": _repflow(n_multi_edge_message=3),
+        "multi_edge-res_avg": _repflow(n_multi_edge_message=2, update_style="res_avg"),
+        "sequential": _repflow(sequential_update=True),
+        "sequential-not_smooth": _repflow(sequential_update=True, smooth_edge_update=False),
+        "not_smooth": _repflow(smooth_edge_update=False),
+        "not_optimised": _repflow(optim_update=False),
+        "edge_distance": _repflow(edge_init_use_dist=True),
+        "exp_switch": _repflow(use_exp_switch=True),
+        "no_angles": _repflow(update_angle=False),
+        "no_angles-res_incr": _repflow(update_angle=False, update_style="res_incr", smooth_edge_update=False),
+        "axis_neuron": _repflow(axis_neuron=1),
+        "deviation_of_the_data": _repflow(fix_stat_std=0.0),
+        "width_of_types": _repflow(n_dim=2),
+        "twice_the_width_of_types": _repflow(n_dim=4),
+        "e_sel-too_small": _repflow(e_sel=4, a_sel=3),
+        "a_sel-too_small": _repflow(a_sel=2),
+        "concat_output_tebd": _descriptor(concat_output_tebd=True),
+        "charge_spin": _descriptor(add_chg_spin_ebd=True),
+        "charge_spin-default": _descriptor(add_chg_spin_ebd=True, default_chg_spin=[-1.0, 2.0], concat_output_tebd=True),
+        "econf": _descriptor(use_econf_tebd=True),
+        "econf-bias": _descriptor(use_econf_tebd=True, use_tebd_bias=True),
+        "tebd_bias": _descriptor(use_tebd_bias=True),
+        "exclude_types": _descriptor(exclude_types=[[0, 1]]),
+        "env_protection": _descriptor(env_protection=0.1),
+        "no_loc_mapping": _descriptor(use_loc_mapping=False),
+        "frozen": {**_descriptor(trainable=False, repflow={"update_style": "res_avg"})},
+        "activation-tanh": _descriptor(activation_function="tanh"),
+        "activation-silut": _descriptor(activation_function="silut:0.7"),
+        "float32": {**_descriptor(precision="float32"), **_fitting(precision="float32")},
+        "mixed": _descriptor(precision="float32"),
+        "1_type": {"type_map": ["Cu"]},
+        "3_types": {"type_map": ["O", "H", "Na"], **_descriptor(exclude_types=[[0, 2]])},
+        "fparam_aparam_case": _fitting(numb_fparam=1, numb_aparam=1, dim_case_embd=3),
+        **{name: ENER_VARIATIONS[name] for name in ("atom_exclusion", "pair_exclusion", "both_exclusions")},
+    },
+    combinations={
+        "many_options": {
+            "type_map": ["O", "H", "Na"],
+            "descriptor": {
+                "repflow": {
+                    "sequential_update": True, "use_dynamic_sel": True, "sel_reduce_factor": 5.0, "a_compress_rate": 2,
+                    "a_compress_e_rate": 2, "n_multi_edge_message": 2, "edge_init_use_dist": True, "use_exp_switch": True,
+                    "update_residual_init": "norm",
+                },
+                "add_chg_spin_ebd": True, "concat_output_tebd": True, "use_econf_tebd": True, "use_tebd_bias": True,
+                "exclude_types": [[0, 2]], "env_protection": 0.1, "activation_function": "silut:0.7",
+            },
+            "fitting_net": {"numb_fparam": 2, "numb_aparam": 1},
+            "pair_exclude_types": [[2, 2]],
+        },
+        "mixed_precision": {
+            "descriptor": {
+                "precision": "float32",
+                "repflow": {
+                    "smooth_edge_update": False, "update_style": "res_incr", "a_compress_rate": 1, "a_compress_e_rate": 2,
+                    "a_compress_use_split": True,
+                },
+                "add_chg_spin_ebd": True, "default_chg_spin": [1.0, 0.0],
+            },
+            "atom_exclude_types": [1],
+        },
+    },
+)  # fmt: skip
 
 
 def _names(base: str, patches: Mapping[str, Section]) -> list[str]:
@@ -139,6 +230,7 @@ CASES: dict[str, Case] = {
             },
         },
     ),
+    "dpa3": DPA3,
 }  # fmt: skip
 
 COMBINED: tuple[str, ...] = tuple(
@@ -175,6 +267,10 @@ def model_of(case: str) -> Model:
     return randomise(build_model(config, seed=1), np.random.default_rng(2))
 
 
+FIXED = ("default_fparam", "configurations")
+"""Buffers that follow from options."""
+
+
 def randomise(op: Op, rng: np.random.Generator) -> Any:
     """Random buffers in place of neutral ones: deviations stay positive, a mean that is declared zero stays zero."""
     changes: dict[str, Any] = {}
@@ -184,7 +280,7 @@ def randomise(op: Op, rng: np.random.Generator) -> Any:
             changes[name] = randomise(value, rng)
         elif kind is Kind.CHILD and value is not None:
             changes[name] = tuple(randomise(item, rng) for item in value)
-        elif kind is Kind.BUFFER and value is not None and is_float(value) and name != "default_fparam":
+        elif kind is Kind.BUFFER and value is not None and is_float(value) and name not in FIXED:
             spread = name.endswith("std")
             draw = rng.uniform(0.25, 0.5, value.shape) if spread else rng.normal(0.0, 0.3, value.shape)
             if name in ("davg", "dstd"):  # vectors have no mean and one deviation, else rotation would be broken

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from dpmodel.geometry import GraphBuilder, TruncationWarning
-from dpmodel.graph import Graph, Slots
+from dpmodel.graph import Edges, Graph, Slots
 from dpmodel.models import Model
 
-__all__ = ["System", "graph_of", "map_slots", "random_system", "with_ghosts"]
+__all__ = ["System", "charges", "graph_of", "map_views", "random_system", "with_ghosts"]
 
 CELLS = np.array([
     [[5.4, 0.0, 0.0], [1.9, 5.1, 0.0], [-1.2, 0.8, 4.9]],
@@ -31,6 +31,7 @@ class System:
     pbc: tuple[bool, bool, bool] = (True, True, True)
     fparam: np.ndarray | None = None
     aparam: np.ndarray | None = None
+    charge_spin: np.ndarray | None = None
 
     def replace(self, **changes: Any) -> System:
         return dataclasses.replace(self, **changes)
@@ -70,7 +71,13 @@ def random_system(
         if model.dim_fparam and not model.has_default_fparam
         else None,
         aparam=rng.normal(size=(frames, atoms, model.dim_aparam)) if model.dim_aparam else None,
+        charge_spin=charges(frames) if model.takes_charge_spin and model.default_charge_spin is None else None,
     )
+
+
+def charges(frames: int) -> np.ndarray:
+    """(f, 2) charges and spins, another in every frame."""
+    return np.stack([np.arange(frames) % 5 - 2.0, np.arange(frames) % 3], axis=-1)
 
 
 def graph_of(model: Model, system: System) -> Graph:
@@ -86,9 +93,9 @@ def graph_of(model: Model, system: System) -> Graph:
         return builder.build(**vars(system))
 
 
-def map_slots(views: Any, convert: Callable[[Slots], Slots]) -> Any:
-    """Apply a function to every table of a graph's views."""
-    return convert(views) if isinstance(views, Slots) else tuple(map_slots(view, convert) for view in views)
+def map_views(views: Any, convert: Callable[[Slots | Edges], Slots | Edges]) -> Any:
+    """Apply a function to every table and edge list of a graph's views."""
+    return convert(views) if isinstance(views, Slots | Edges) else tuple(map_views(view, convert) for view in views)
 
 
 def with_ghosts(graph: Graph, system: System) -> Graph:

@@ -9,11 +9,11 @@ import pytest
 
 from dpmodel.evaluation import evaluate_graph, select_centres
 from dpmodel.geometry.padding import bucket_sizes, pad_graph
-from dpmodel.graph import Record, Slots, map_record
+from dpmodel.graph import Edges, Graph, Record, Slots, map_record
 
 from .cases import each_base, each_case, model_of, single
 from .runners import Backend, each_backend, each_case_and_backend, each_gradient, runner
-from .systems import System, graph_of, map_slots, random_system, with_ghosts
+from .systems import System, charges, graph_of, map_views, random_system, with_ghosts
 from .tolerance import assert_close, distance
 
 DERIVATIVES = ("force", "virial", "atom_virial")
@@ -78,6 +78,7 @@ def empty_system(model: Any, *, atoms: int, frames: int = 1) -> System:
         cell=None,
         fparam=np.ones((frames, model.dim_fparam)) if model.dim_fparam else None,
         aparam=np.ones((frames, atoms, model.dim_aparam)) if model.dim_aparam else None,
+        charge_spin=charges(frames) if model.takes_charge_spin else None,
     )
 
 
@@ -115,9 +116,17 @@ def test_one_edge(case: str, backend: Backend) -> None:
     """An atom that sees without being seen, as at the border of a domain."""
     model = model_of(case)
     whole = graph_of(model, random_system(model, frames=1, atoms=2, virtual=0, periodic=False))
-    part, _ = select_centres(whole, 0, 1)
+    part = first_edge(whole) if model.message_passing else select_centres(whole, 0, 1)[0]
     assert part.edge_vec.shape == (1, 3) or model.pair_exclude_types
     assert_close(runner(case, backend)(part), runner(case, Backend.TORCH)(part), 2e-5 if single(case) else 1e-11)
+
+
+def first_edge(graph: Graph) -> Graph:
+    """Only the first of all edges; both atoms are owned."""
+    edges = {name: getattr(graph, name)[:1] for name in ("centre", "neighbour", "edge_vec", "edge_mask")}
+    view = graph.views[0]
+    angles = None if view.angles is None else map_record(view.angles, lambda x: x[view.angles.ij < 1])
+    return graph.replace(**edges, views=(Edges(row=view.row[:1], mask=view.mask[:1], angles=angles),))
 
 
 # --- storage --------------------------------------------------------------------------------------------
@@ -131,8 +140,10 @@ def test_order_of_neighbours_is_irrelevant(case: str) -> None:
     order = np.lexsort((rng.random(count), graph.centre))  # edges are sorted by centre, in any order about each
     place = np.argsort(order)
 
-    def shuffle(slots: Slots) -> Slots:
+    def shuffle(slots: Slots | Edges) -> Slots | Edges:
         """The rows where the edges now are; slots in any order, with empty ones between them."""
+        if isinstance(slots, Edges):
+            return shuffle_list(slots, graph.centre[slots.row], place, rng)
         n = len(slots.edge)
         edge = np.concatenate([place[slots.edge] if count else slots.edge, np.zeros((n, 2), np.int64)], axis=1)
         mask = np.concatenate([slots.mask, np.zeros((n, 2), bool)], axis=1)
@@ -141,9 +152,21 @@ def test_order_of_neighbours_is_irrelevant(case: str) -> None:
         return Slots(edge=np.where(mask, edge, 0), mask=mask)
 
     edges = {name: getattr(graph, name)[order] for name in ("centre", "neighbour", "edge_vec", "edge_mask")}
-    shuffled = graph.replace(**edges, views=map_slots(graph.views, shuffle))
+    shuffled = graph.replace(**edges, views=map_views(graph.views, shuffle))
     expected = runner(case, Backend.TORCH)(graph)
     assert_close(runner(case, Backend.TORCH)(shuffled), expected, 2e-5 if single(case) else 1e-11)
+
+
+def shuffle_list(view: Edges, centre: np.ndarray, place: np.ndarray, rng: np.random.Generator) -> Edges:
+    """The rows where the edges now are, in any order about each centre; the angles of each edge in any order."""
+    order = np.lexsort((rng.random(len(centre)), centre))
+    now = np.argsort(order)
+    angles = view.angles
+    if angles is not None:
+        ij, ik = now[angles.ij], now[angles.ik]
+        turn = np.lexsort((rng.random(len(ij)), ij))
+        angles = angles.replace(ij=ij[turn], ik=ik[turn], mask=angles.mask[turn])
+    return Edges(row=place[view.row][order], mask=view.mask[order], angles=angles)
 
 
 @each_base
@@ -203,6 +226,24 @@ def test_pieces_make_the_whole(case: str) -> None:
     run = runner(case, Backend.TORCH)
     pieces = evaluate_graph(lambda part, **_: run(part), graph, model, forces=True, atomic=True, size=3)
     assert_close(pieces, run(graph), 2e-5 if single(case) else 1e-11)
+
+
+@each_case
+def test_default_charge_spin(case: str) -> None:
+    """Leaving charge and spin out and giving the defaults is the same; other ones are not, in their frame alone."""
+    model = model_of(case)
+    if model.default_charge_spin is None:
+        return
+    system = random_system(model)
+    default = np.tile(model.default_charge_spin, (2, 1))
+    without, given, other = (
+        runner(case, Backend.TORCH)(graph_of(model, system.replace(charge_spin=values)))
+        for values in (None, default, default + np.array([[0.0, 0.0], [3.0, 0.0]]))
+    )
+    assert_close(given, without, 0.0)
+    changed = np.abs(other["energy"] - without["energy"])[:, 0]
+    assert changed[0] == 0
+    assert changed[1] > 1e-6
 
 
 @each_case

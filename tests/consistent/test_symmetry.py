@@ -174,7 +174,7 @@ def crystals(draw: st.DrawFn, model: Model) -> System:
     counts, _, closest = neighbour_counts(coord, atype, cell, pbc, model.rcut, model.ntypes)
     assume(closest > 0.7)
     for request in model.requests():  # where neighbours are cut off, exact ties break symmetries
-        assume(counts.sum() <= min(request.sel))
+        assume(counts.sum() <= min(*request.sel, request.angles.sel if request.angles is not None else request.sel[0]))
     return System(coord=coord[None], atype=atype[None], cell=cell[None], pbc=pbc)
 
 

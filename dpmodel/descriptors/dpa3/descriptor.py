@@ -155,7 +155,8 @@ class DPA3(MessagePassing):
         _, near = env_mat(vec, keep, flow.a_rcut, flow.a_rcut_smth, protect, use_exp_switch=exp)
         ij, ik = view.angles.ij, view.angles.ik
         real = (view.angles.mask & take_rows(keep, ij) & take_rows(keep, ik))[:, None]
-        sa = xp.where(real, take_rows(near, ij) * take_rows(near, ik), xp.zeros_like(near[:1, :]))
+        sa = take_rows(near, ij) * take_rows(near, ik)
+        sa = xp.where(real, sa, xp.zeros_like(sa))
         spans = segment_sum(as_dtype(real, vec.dtype), ij, vec.shape[0]) > 0
         unit = vec / (r + 1e-6)
         cosine = xp.sum(take_rows(unit, ij) * take_rows(unit, ik), axis=-1, keepdims=True)
