@@ -42,7 +42,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from dpmodel.errors import BackendError, DPError
 from dpmodel.graph import Graph, Leaf, check, map_leaves, map_record, sized
 from dpmodel.models import predict
-from dpmodel.op import Op
+from dpmodel.op import Kind, Op
 
 from ..pt.bridge import torch_gradient
 from .audit import audit, content_hash
@@ -186,7 +186,7 @@ class _Code:
 
 
 _SHARED: weakref.WeakValueDictionary[Any, _Code] = weakref.WeakValueDictionary()
-"""All that is compiled in this process and still in use, by compiler and content."""
+"""All that is compiled in this process and still in use: by compiler and content, and by what a model is (`_identity`)."""
 
 
 def compile_joint(joint: Any) -> Callable[..., Sequence[torch.Tensor]]:
@@ -289,9 +289,12 @@ class _Compiled:
         check(graph)
         leaves = sized(graph)
         key = (options, *map(_structure, leaves), *((name, *_kind(value)) for name, value in state.items()))
-        if key not in self._codes:
-            self._codes[key] = make()
-        code = self._codes[key]
+        code = self._codes.get(key)
+        if code is None:
+            # The content tells what can be shared; a model like one that was traced before need not be traced again.
+            known = (compile_fx, compile_joint, key, _identity(self.module))
+            code = _SHARED.get(known) or make()
+            self._codes[key] = _SHARED[known] = code
         # AOTAutograd's code builds its graph whether or not gradients are switched on, if an input asks for them.
         values = state.values() if torch.is_grad_enabled() else [value.detach() for value in state.values()]
         found = code.run(*values, *(leaf.array.contiguous() for leaf in leaves))
@@ -332,7 +335,7 @@ class CompiledStep(_Compiled):
     def __call__(self, graph: Graph) -> dict[str, torch.Tensor]:
         """Outputs by key. Where gradients are switched off, the same code runs without them."""
         make = functools.partial(_compile_step, self.module, graph, self.wanted, self.derivatives)
-        return self._run(graph, None, model_state(self.module), make)
+        return self._run(graph, (self.wanted, self.derivatives), model_state(self.module), make)
 
 
 _DTYPES = (torch.bool, torch.int64, torch.float32, torch.float64)
@@ -349,3 +352,17 @@ def _structure(leaf: Leaf) -> tuple[Any, ...]:
 def _kind(x: torch.Tensor) -> tuple[Any, ...]:
     """The same, about a parameter or buffer."""
     return x.shape, x.stride(), x.dtype, x.device, x.requires_grad
+
+
+def _identity(module: torch.nn.Module) -> Any:
+    """What decides how a model computes, apart from its tensors: classes and static fields."""
+    parts: list[Any] = []
+    for path, part in module.named_modules():
+        fields = [name for name, kind in part.fields() if kind is Kind.STATIC] if isinstance(part, Op) else []
+        values = tuple(getattr(part, name) for name in fields)
+        parts.append((path, type(part), part.training, values, repr(values)))  # 1 and 1.0 are equal, but no two reprs
+    try:
+        hash(key := tuple(parts))
+    except TypeError:
+        return object()
+    return key

@@ -171,14 +171,17 @@ def test_changes_of_state_act(whole: tuple[Model, Any, CompiledStep]) -> None:
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_models_of_one_structure_share_code(whole: tuple[Model, Any, CompiledStep]) -> None:
+def test_models_of_one_structure_share_code(
+    whole: tuple[Model, Any, CompiledStep], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Other weights, statistics and biases: the same code, and gradients that reach the caller's own parameters."""
+    monkeypatch.setattr(compilation, "_compile_step", lambda *_: pytest.fail("it was traced again"))
     model, _, step = whole
     rng = np.random.default_rng(5)
+    assert step.contents()
     module = to_torch(model.map_arrays(lambda x: x * rng.uniform(0.8, 1.2, x.shape) if x.dtype == "float64" else x))
     other = CompiledStep(module, WANTED, derivatives=True)
     graph = graph_to_torch(batch_of(model, (5, 2), seed=3).graph)
-    step(graph)
     assert_same(module, other(graph), eager(module, graph))
     assert other.contents() == step.contents()
     assert next(iter(other._codes.values())) is next(iter(step._codes.values()))
@@ -194,6 +197,7 @@ class Pair(Op):
     width: Array = param()
     shift: Array = buffer()
     factor: float = 2.0
+    label: str = ""
     stop: str = ""
     """What an author may do on purpose: "detach" or "no_grad"."""
 
@@ -299,6 +303,11 @@ def test_the_key_holds_what_the_code_holds() -> None:
     step = step_of(again)
     step(graph)
     assert step.contents() <= contents
+    # Other names in the code make another trace, of the same content.
+    named = step_of(pair(label="another"))
+    named(graph)
+    assert named.contents() == step.contents()
+    assert next(iter(named._codes.values())) is next(iter(step._codes.values()))
 
 
 @pytest.mark.usefixtures("uncompiled")
