@@ -94,7 +94,7 @@ def _read_standard(node: Node) -> StandardModel:
         raise node.fail(f"numbers of types differ: {counts}")
     for part in (node.node("descriptor"), node.node("fitting")):
         own = part.get("type_map", None)
-        if own is not None and list(own) != list(base["type_map"]):
+        if own is not None and part.items("type_map") != list(base["type_map"]):
             raise part.fail(f"'type_map' is {own}, but that of the model is {list(base['type_map'])}")
     if int(node.node("fitting").get("dim_descrpt")) != descriptor.dim_out:
         raise node.fail(

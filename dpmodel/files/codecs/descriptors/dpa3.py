@@ -14,6 +14,7 @@ from dpmodel.files.codecs.descriptors.shared import env_mat, read_statistics, wr
 from dpmodel.files.networks import read_linear, write_layer
 from dpmodel.files.nodes import Node
 from dpmodel.files.type_embedding import read_type_embedding, write_type_embedding
+from dpmodel.input.values import show
 from dpmodel.nn import Activation, Linear, activation
 from dpmodel.nn.charge_spin import CHARGES, SPINS, ChargeSpin
 from dpmodel.op import Array
@@ -83,6 +84,11 @@ def _read_repflow(node: Node) -> RepflowConfig:
     warn_of_unknown(node, options)
     defaults = {name: field.default for name, field in options.items() if field.default is not MISSING}
     config: RepflowConfig = build_config(Node({**defaults, **node.data}, node.path), RepflowConfig)
+    for name in ("e_sel", "a_sel"):
+        if isinstance(value := getattr(config, name), str):
+            raise node.fail(
+                f"{name!r} should be a number, not {show(value)}; the file is of a model that was never built"
+            )
     return config
 
 
@@ -102,8 +108,8 @@ def _read_layer(node: Node, blank: RepflowLayer, config: DPA3Config, dtype: str)
     _check_repeated(node, config)
     name = node.get("activation_function", config.activation_function)
     try:
-        activation(name)
-    except (ValueError, AttributeError) as problem:
+        activation(name if isinstance(name, str) else f"{name!r}, which is no text")
+    except ValueError as problem:
         raise node.fail(f"'activation_function': {problem}") from problem
     found: dict[str, Any] = {}
     for field, key in NETS.items():
