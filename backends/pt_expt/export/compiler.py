@@ -6,6 +6,7 @@ them, and one that a version does not know is left out.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +29,11 @@ def compile_program(exported: torch.export.ExportedProgram) -> list[Path]:
     module = cast(Any, exported.module(check_guards=False))
     inputs = tuple(exported.example_inputs[0]) if exported.example_inputs else ()
     try:
-        files: Any = aot_compile(module, inputs, options=_known(OPTIONS))
+        with warnings.catch_warnings():
+            # torch deprecates parts of itself that its compiler still uses.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            files: Any = aot_compile(module, inputs, options=_known(OPTIONS))
     except Exception as problem:
         raise BackendError(f"export: the compiler failed: {str(problem)[-500:]}") from problem
     return [Path(name) for name in files if isinstance(name, str) and not name.endswith((".cpp", ".h"))]
