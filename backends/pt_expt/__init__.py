@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from dpmodel.backend import Evaluator
+from dpmodel.descriptors.message_passing import MessagePassing
 from dpmodel.files.model_file import ModelFile
 from dpmodel.graph import Graph
 from dpmodel.models import Model
@@ -19,12 +20,13 @@ from ..pt.bridge import Overrides, override_table
 from ..pt.training import TorchStepper
 from .compile import CompiledLower
 from .export import freeze, open_artefact
+from .ghosts import GhostExchange
 from .lammps import build_plugin
 from .training import CompiledStepper
 
 __all__ = ["BACKEND", "OVERRIDES", "CompiledEvaluator", "ExportableBackend"]
 
-OVERRIDES: Mapping[type[Op], type[Op]] = {}
+OVERRIDES: Mapping[type[Op], type[Op]] = {MessagePassing: GhostExchange}
 """Methods that trace and compile well. The eager overrides of `pt` are not stacked below: what is traced is the reference."""
 
 

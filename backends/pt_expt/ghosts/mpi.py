@@ -100,17 +100,23 @@ def aborting() -> Iterator[None]:
 
 
 def evaluate(
-    module: Any, part: Part, comm: MPI.Comm, *, provider: Provider | None = None, atomic_virial: bool = False
+    module: Any,
+    part: Part,
+    comm: MPI.Comm,
+    *,
+    provider: Provider | None = None,
+    atomic_virial: bool = False,
+    device: str | None = None,
 ) -> dict[str, np.ndarray]:
     """Outputs of a model for all ranks' atoms, equal on every rank. Collective.
 
     module: of `to_torch` with the overrides of this backend, or anything that takes a `Graph` of tensors. provider: of
-    this part, for several evaluations of it; else a new one is made. Returns energy (1, 1), virial (1, 9), force (n, 3), atom_energy (n, 1), mask (n,) and on request atom_virial (n, 9) of all n
+    this part, for several evaluations of it; else a new one is made. device: of the module. Returns energy (1, 1), virial (1, 9), force (n, 3), atom_energy (n, 1), mask (n,) and on request atom_virial (n, 9) of all n
     atoms, in the order of the whole graph. A rank that raises ends the whole job (`aborting`).
     """
     with aborting():
         provider = MPIProvider.of(comm, part) if provider is None else provider
-        graph = graph_to_torch(part.graph.replace(comm=Comm(handle=provider.handle)))
+        graph = graph_to_torch(part.graph.replace(comm=Comm(handle=provider.handle)), device)
         outputs = predict(module, graph, torch_gradient, atomic_virial=atomic_virial)
         own = {key: value.detach().cpu().numpy() for key, value in outputs.items()}
         n, whole = len(part.atoms), {}
