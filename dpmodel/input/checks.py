@@ -12,6 +12,7 @@ from dpmodel.input.values import show
 from dpmodel.losses import EnerLossConfig
 from dpmodel.models.build import check_preset
 from dpmodel.nn.activation import activation
+from dpmodel.nn.type_embedding import electron_configurations
 from dpmodel.precision import PRECISIONS
 from dpmodel.training.schedules import ScheduleConfig, build_schedule
 
@@ -110,6 +111,11 @@ def check_model(model: ModelConfig, path: str = "model") -> None:
             if hasattr(config, key) and (expected := check(getattr(config, key))) is not None:
                 raise InputError(f"{path}.{name}.{key}: expected {expected}, got {show(getattr(config, key))}")
     _check_descriptor(model.descriptor, ntypes, f"{path}.descriptor")
+    if getattr(model.descriptor, "use_econf_tebd", False):
+        try:
+            electron_configurations(model.type_map)
+        except InputError as problem:
+            raise InputError(f"{path}.type_map: {problem}") from None
     _check_fitting(model.fitting_net, ntypes, f"{path}.fitting_net")
     for output, values in (model.preset_out_bias or {}).items():
         here = f"{path}.preset_out_bias.{output}"
