@@ -12,7 +12,7 @@ import torch
 
 from dpmodel.backends.pt.bridge import graph_to_torch, override_table, to_torch, torch_gradient
 from dpmodel.backends.pt_expt.export.artefact import run_program
-from dpmodel.backends.pt_expt.export.freeze import compare, precision_of, with_ghosts
+from dpmodel.backends.pt_expt.export.freezing import compare, precision_of, with_ghosts
 from dpmodel.backends.pt_expt.export.metadata import describe_model, describe_program
 from dpmodel.backends.pt_expt.export.program import Exchange, builder_of, export_program, graph_like
 from dpmodel.backends.pt_expt.ghosts import GhostExchange, Provider, load_ops

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .artefact import ArtefactEvaluator, open_artefact
-from .freeze import freeze
+from .freezing import freeze
 
 __all__ = ["ArtefactEvaluator", "freeze", "open_artefact"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -37,8 +38,7 @@ def freeze(file: ModelFile, output: str | Path, *, overrides: Overrides, atomic_
     there is no file then.
     """
     output, model = Path(output), file.model
-    if output.suffix.lower() != ".pt2":
-        raise InputError(f"{output}: artefacts have the suffix .pt2")
+    _check_target(output)
     if not model.output().differentiable:
         raise InputError(f"freeze: {model.output().name!r} models cannot be frozen in this version, only energies")
     if model.message_passing:
@@ -69,6 +69,18 @@ def freeze(file: ModelFile, output: str | Path, *, overrides: Overrides, atomic_
         metadata["compared"] = [vars(each) for each in found]
         final = _pack(code, metadata, image)
     atomic_write(output, lambda temporary: temporary.write_bytes(final))
+
+
+def _check_target(output: Path) -> None:
+    """Refuse now what could not be written in the end: compiling takes minutes."""
+    if output.suffix.lower() != ".pt2":
+        raise InputError(f"{output}: artefacts have the suffix .pt2")
+    if output.is_dir():
+        raise InputError(f"{output} is a folder; give the name of a file")
+    if not output.parent.is_dir():
+        raise InputError(f"{output}: there is no folder {output.parent}; create it first")
+    if not os.access(output.parent, os.W_OK):
+        raise InputError(f"{output}: the folder {output.parent.absolute()} cannot be written to")
 
 
 def _pack(code: list[Path], metadata: dict[str, Any], model: bytes) -> bytes:
