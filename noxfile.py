@@ -84,7 +84,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Times and memory per backend, as a table and a JSON file. Example: `nox -s bench -- --peer PYTHON`."""
-    install_wheel(session, extras="pt,jax")
+    install_wheel(session, extras="pt,jax,lammps")
     session.run("python", "-P", "benchmarks/run.py", *session.posargs)
 
 

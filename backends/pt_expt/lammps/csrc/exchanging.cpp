@@ -35,6 +35,7 @@ void Exchanging::declare_exchanges(std::vector<ExchangeInfo> schedule, int64_t m
 void Exchanging::begin_exchanges() {
   done_ = 0;
   ghosts_.error = 0;
+  ghosts_.n_forward = ghosts_.n_reverse = 0;  // messages count from the beginning of the step
   ghosts_.message[0] = '\0';
 }
 

@@ -259,6 +259,9 @@ Arrays PairDPModel::make_arrays() {
 
 std::map<std::string, at::Tensor> PairDPModel::run(const Arrays &arrays) {
   begin_exchanges();
+#ifdef DPMODEL_TESTING
+  dump_graph(arrays);
+#endif
   std::string problem;
   try {
     auto outputs = model_->run(arrays);

@@ -1,0 +1,44 @@
+/* What tests ask for through the environment; compiled into the test plugin alone. */
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstddef>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <limits>
+#include <string>
+#include <unordered_map>
+
+namespace dpmodel {
+
+/* "rank:number" in the variable. */
+inline bool asked(const char *variable, long rank, long number) {
+  const char *text = std::getenv(variable);
+  long who = 0, which = 0;
+  return text != nullptr && std::sscanf(text, "%ld:%ld", &who, &which) == 2 && who == rank && which == number;
+}
+
+inline bool exchange_must_fail(int rank, std::size_t number) {
+  return asked("DPMODEL_TEST_FAIL_EXCHANGE", rank, static_cast<long>(number));
+}
+
+inline bool energy_must_be_nan(int rank, long step) { return asked("DPMODEL_TEST_NAN", rank, step); }
+
+/* All arrays of a graph as text, a line each: name, number of axes, sizes, numbers. */
+inline void dump_graph(const std::unordered_map<std::string, at::Tensor> &arrays) {
+  const char *path = std::getenv("DPMODEL_TEST_DUMP");
+  if (path == nullptr) return;
+  std::ofstream file(path);
+  file.precision(std::numeric_limits<double>::max_digits10);
+  for (const auto &[name, tensor] : arrays) {
+    file << name << ' ' << tensor.dim();
+    for (const auto size : tensor.sizes()) file << ' ' << size;
+    const auto numbers = tensor.to(at::kDouble).contiguous();
+    for (int64_t k = 0; k < numbers.numel(); ++k) file << ' ' << numbers.data_ptr<double>()[k];
+    file << '\n';
+  }
+}
+
+}  // namespace dpmodel
