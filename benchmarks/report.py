@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from cases import Case
+from cases import PEER, Case
 
-__all__ = ["Row", "compare", "notes", "table", "write_json"]
+__all__ = ["Row", "compare", "notes", "scaling", "table", "write_json"]
 
 MIB = 2**20
 
@@ -23,18 +23,23 @@ class Row:
     case: Case
     atoms: int
     first: float | None = None
-    """Seconds of the first evaluation in a process with an empty compilation cache."""
+    """Seconds with an empty compilation cache: of the first evaluation in a process, or of a training without its steps."""
     skipped: str | None = None
     """Why there are no figures."""
     energy_only: bool = False
     seconds: list[float] = dataclasses.field(default_factory=list)
     floor: list[int] = dataclasses.field(default_factory=list)
     peak: list[int] = dataclasses.field(default_factory=list)
-    time_ratios: list[float] = dataclasses.field(default_factory=list)
-    memory_ratios: list[float] = dataclasses.field(default_factory=list)
+    ratios: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    """By name: ours divided by the peer's, round by round."""
+    against: str | None = None
+    """The way of the peer that the ratios `time` and `memory` are to: its fastest one."""
 
-    def add(self, answer: dict[str, Any]) -> None:
+    def take(self, answer: dict[str, Any]) -> None:
         """Take in the answer of one process: the median of its calls counts."""
+        if "skipped" in answer:
+            self.skipped = answer["skipped"]
+            return
         self.seconds.append(median(answer["seconds"]))
         self.floor.append(answer["floor"])
         self.peak.append(answer["peak"])
@@ -46,9 +51,12 @@ class Row:
 
     def content(self) -> dict[str, Any]:
         """For the JSON file: seconds, and MiB."""
+        case = self.case
         out: dict[str, Any] = {
-            "model": self.case.model, "quantity": self.case.quantity, "backend": self.case.backend, "atoms": self.atoms,
+            "model": case.model, "quantity": case.quantity, "backend": case.name, "atoms": self.atoms,
         }  # fmt: skip
+        if case.quantity == "lammps":
+            out |= {"ranks": case.ranks, "setting": case.setting}
         if self.skipped is not None:
             return out | {"skipped": self.skipped}
         out |= {"energy_only": self.energy_only, "seconds": median(self.seconds), "seconds_of_rounds": self.seconds}
@@ -56,40 +64,57 @@ class Row:
             out |= {f"{name}_mib": _mib(median(values)), f"{name}_mib_of_rounds": [_mib(value) for value in values]}
         if self.first is not None:
             out["first_seconds"] = self.first
-        if self.time_ratios:
-            out |= {"time_ratio": median(self.time_ratios), "time_ratio_of_rounds": self.time_ratios}
-            out |= {"memory_ratio": median(self.memory_ratios), "memory_ratio_of_rounds": self.memory_ratios}
+        if self.against is not None:
+            out["against"] = self.against
+        for name, values in self.ratios.items():
+            out |= {f"{name}_ratio": median(values), f"{name}_ratio_of_rounds": values}
         return out
 
 
 def compare(rows: list[Row]) -> None:
-    """Fill in the ratios ours : peer, round by round, where both computed the same."""
-    peers = {(r.case.model, r.case.quantity, r.case.supercell): r for r in rows if r.case.backend == "peer"}
+    """Fill in the ratios ours : peer, round by round, where both computed the same.
+
+    `time` and `memory` are to the way of the peer that has the smallest median time, `pt_time` and `pt_memory` to its
+    eager training.
+    """
     for row in rows:
-        peer = peers.get((row.case.model, row.case.quantity, row.case.supercell))
-        if peer is None or peer is row or row.skipped is not None or row.energy_only:
+        if row.case.way.side == "peer" or row.skipped is not None or row.energy_only:
             continue
-        row.time_ratios = [a / b for a, b in zip(row.seconds, peer.seconds, strict=True)]
-        row.memory_ratios = [a / max(b, 1) for a, b in zip(row.above(), peer.above(), strict=True)]
+        same = [r for r in rows if r.case.question() == row.case.question() and r.case.way.side == "peer" and r.seconds]
+        if not same:
+            continue
+        best = min(same, key=lambda other: median(other.seconds))
+        row.against = best.case.name + (f", {best.case.setting}" if best.case.setting else "")
+        _divide(row, best, "")
+        for other in same:
+            if other.case.name == f"{PEER} pt" and row.case.quantity == "training":
+                _divide(row, other, "pt_")
 
 
-HEADER = ("model", "what", "atoms", "backend", "seconds", "spread", "first", "peak", "floor", "above", "time", "memory")
+def _divide(row: Row, other: Row, prefix: str) -> None:
+    # A slow way of the peer may have taken part in fewer rounds.
+    row.ratios[f"{prefix}time"] = [a / b for a, b in zip(row.seconds, other.seconds, strict=False)]
+    memory = zip(row.above(), other.above(), strict=False)
+    row.ratios[f"{prefix}memory"] = [a / max(b, 1) for a, b in memory]
+
+
+HEADER = ("model", "what", "atoms", "backend", "seconds", "spread", "first", "peak", "floor", "above", "time", "memory", "time/pt", "mem/pt")  # fmt: skip
+RATIOS = ("time", "memory", "pt_time", "pt_memory")
 
 
 def table(rows: list[Row]) -> str:
-    """A table in Markdown; memory in MiB, `time` and `memory` are ratios to the peer."""
+    """A table in Markdown; memory in MiB, the last columns are ratios to the peer."""
     lines = [list(HEADER)]
     for row in rows:
         if row.skipped is not None:
             continue
-        what = row.case.quantity + (" (energy)" if row.energy_only else "")
-        backend = "DeePMD-kit pt" if row.case.backend == "peer" else row.case.backend
-        middle = median(row.seconds)
+        what = row.case.what() + (" (energy)" if row.energy_only else "")
         spread = f"{min(row.seconds):.4f}-{max(row.seconds):.4f}"
         memory = [f"{_mib(median(values)):.0f}" for values in (row.peak, row.floor, row.above())]
-        ratios = [f"{median(values):.2f}" if values else "" for values in (row.time_ratios, row.memory_ratios)]
+        ratios = [f"{median(row.ratios[name]):.2f}" if name in row.ratios else "" for name in RATIOS]
         first = "" if row.first is None else f"{row.first:.2f}"
-        lines.append([row.case.model, what, str(row.atoms), backend, f"{middle:.4f}", spread, first, *memory, *ratios])
+        words = [row.case.model, what, str(row.atoms), row.case.name]
+        lines.append([*words, f"{median(row.seconds):.4f}", spread, first, *memory, *ratios])
     widths = [max(len(line[k]) for line in lines) for k in range(len(HEADER))]
     left = 4  # the first columns are words
     text = [
@@ -102,9 +127,24 @@ def table(rows: list[Row]) -> str:
     return "\n".join([text[0], rule, *text[1:]])
 
 
+def scaling(rows: list[Row]) -> list[str]:
+    """One line for each program and size: the best time per step of LAMMPS on several ranks, relative to that on one."""
+    best: dict[tuple[str, int, str], dict[int, float]] = {}
+    for row in rows:
+        if row.case.quantity == "lammps" and row.seconds:
+            of = best.setdefault((row.case.model, row.atoms, row.case.name), {})
+            of[row.case.ranks] = min(median(row.seconds), of.get(row.case.ranks, float("inf")))
+    return [
+        f"{model}, {atoms} atoms, {name}: a step on {ranks} ranks takes {seconds / of[1]:.2f} of one on 1 rank"
+        for (model, atoms, name), of in best.items()
+        for ranks, seconds in of.items()
+        if ranks > 1 and 1 in of
+    ]
+
+
 def notes(rows: list[Row]) -> list[str]:
     """One line for each thing that a backend cannot do."""
-    found = [f"{r.case.model}, {r.case.quantity}, {r.case.backend}: {r.skipped}" for r in rows if r.skipped is not None]
+    found = [f"{r.case.model}, {r.case.what()}, {r.case.name}: {r.skipped}" for r in rows if r.skipped is not None]
     return list(dict.fromkeys(found))
 
 

