@@ -219,6 +219,17 @@ def check_ghosts(case: str, backend: Backend) -> None:
 
 
 @each_case
+def test_features_without_rotation(case: str) -> None:
+    """What only the vectors need may be left out, and nothing else."""
+    model = model_of(case)
+    graph = graph_of(model, random_system(model))
+    whole, part = model.descriptor(graph), model.descriptor(graph, rotation=False)
+    assert distance(part.node, whole.node) <= 1e-14
+    if model.message_passing:
+        assert part.rotation is None
+
+
+@each_case
 def test_pieces_make_the_whole(case: str) -> None:
     """Large systems are evaluated some centres at a time."""
     model = model_of(case)
