@@ -66,7 +66,7 @@ def exchange() -> None:
     ops = torch.ops.dpmodel
     shapes = {
         "even": ([9] * SIZE, [13] * SIZE),
-        "odd": ([3 + 5 * r for r in range(SIZE)], [17 - 9 * r for r in range(SIZE)]),
+        "odd": ([3 + 5 * r for r in range(SIZE)], [max(17 - 9 * r, 0) for r in range(SIZE)]),
         "one rank has ghosts only": ([7] + [0] * (SIZE - 1), [4] * SIZE),
         "one rank has nothing": ([7] + [0] * (SIZE - 1), [4] + [0] * (SIZE - 1)),
         "no ghosts": ([2] * SIZE, [0] * SIZE),
