@@ -21,7 +21,7 @@ from dpmodel.lammps import LOADER, REQUIRES, installed_versions, package_folder,
 from ..ghosts.library import ops_library
 from ..native import CSRC, build_library
 
-__all__ = ["build_plugin", "lammps_version", "mpi_include"]
+__all__ = ["build_loader", "build_plugin", "lammps_version", "mpi_include"]
 
 _HERE = Path(__file__).parent / "csrc"
 _PAIR = (
@@ -50,29 +50,30 @@ def build_plugin(folder: Path | None = None, *, sources: Sequence[Path] = (), in
         raise BackendError(f"the LAMMPS plugin needs {' and '.join(REQUIRES)}: pip install {' '.join(missing)}")
     headers = _lammps_headers()
     testing = ["-DDPMODEL_TESTING"] if sources else []
-    torch_version = _quoted("DPMODEL_TORCH_VERSION", str(torch.__version__))
-    versions = [f"{name} {version}" for name, version in installed_versions().items()]
     pair = build_library(
         "libdpmodel_lammps",
         [*(_HERE / name for name in _PAIR), *sources],
         include=[_HERE, CSRC, *include],
-        cflags=["-DLAMMPS_SMALLBIG", f"-isystem{headers}", f"-isystem{mpi_include()}", torch_version, *testing],
+        cflags=["-DLAMMPS_SMALLBIG", f"-isystem{headers}", f"-isystem{mpi_include()}", _torch_version(), *testing],
         libraries=[ops_library(), *_torch_libraries()],
-        key=versions,
+        key=_versions(),
     )
-    root = Path(torch.__file__).parent
-    loader = build_library(
+    return _gather(folder or plugin_folder(), {LOADER: build_loader(), pair.name: pair})
+
+
+def build_loader() -> Path:
+    """Path of the library that checks versions and loads the pair style from the folder that it lies in."""
+    return build_library(
         "libdpmodel_loader",
         [_HERE / "loader.cpp"],
         include=[_HERE],
         cflags=[
             f"-DDPMODEL_LAMMPS_VERSION={lammps_version()}",
-            _quoted("DPMODEL_TORCH", str(root)),
-            torch_version,
+            _quoted("DPMODEL_TORCH", str(Path(torch.__file__).parent)),
+            _torch_version(),
         ],
-        key=versions,
+        key=_versions(),
     )
-    return _gather(folder or plugin_folder(), {LOADER: loader, pair.name: pair})
 
 
 def lammps_version() -> int:
@@ -107,6 +108,14 @@ def _lammps_headers() -> Path:
 def _torch_libraries() -> list[Path]:
     folder = Path(torch.__file__).parent / "lib"
     return [folder / name for name in ("libtorch_cpu.so", "libc10.so")]
+
+
+def _versions() -> list[str]:
+    return [f"{name} {version}" for name, version in installed_versions().items()]
+
+
+def _torch_version() -> str:
+    return _quoted("DPMODEL_TORCH_VERSION", str(torch.__version__))
 
 
 def _quoted(name: str, value: str) -> str:

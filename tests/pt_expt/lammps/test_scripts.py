@@ -1,0 +1,225 @@
+"""What scripts do besides one run: several runs and models, other styles beside ours, other units, Python."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import numpy as np
+import pytest
+
+import dpmodel
+from dpmodel import lammps as places
+
+from .conftest import Atoms, Lammps, cube
+
+RANKS = pytest.mark.parametrize("ranks", [1, 2])
+
+
+def assert_same(run, other, step=0, atol=1e-9):
+    assert abs(run.energy(step) - other.energy(step)) <= 1e-9 * max(1.0, abs(other.energy(step)))
+    np.testing.assert_allclose(run.force(step), other.force(step), rtol=0, atol=atol)
+
+
+def test_run_twice(lammps, make_script, dpa3_pt2):
+    once = lammps.good(make_script(cube(), dpa3_pt2, after="run 10"))
+    twice = lammps.good(make_script(cube(), dpa3_pt2, after="run 5\nrun 5"), ranks=2)
+    assert_same(twice, once, 10)
+
+
+@RANKS
+def test_another_model_after_clear(lammps, make_script, dpa3_pt2, se_a_pt2, ranks):
+    one = lammps.good(make_script(cube(), se_a_pt2))
+    text = make_script(cube(), dpa3_pt2, after="run 2") + "clear" + make_script(cube(), se_a_pt2)
+    assert_same(lammps.good(text, ranks=ranks), one)
+
+
+@RANKS
+def test_another_model_by_a_second_pair_style(lammps, make_script, dpa3_pt2, se_a_pt2, ranks):
+    """From a local model to one with exchanges: the buffers grow."""
+    one = lammps.good(make_script(cube(), dpa3_pt2))
+    after = f"reset_timestep 0\npair_style dpmodel {dpa3_pt2}\npair_coeff * * O H\nrun 0"
+    assert_same(lammps.good(make_script(cube(), se_a_pt2, after=after), ranks=ranks), one)
+
+
+def test_coefficients_are_to_be_given_again(lammps, make_script, se_a_pt2):
+    run = lammps.run(make_script(cube(), se_a_pt2, after=f"pair_style dpmodel {se_a_pt2}\nrun 0"))
+    assert run.status != 0 and "All pair coeffs are not set" in run.text
+
+
+def test_minimize(lammps, make_script, dpa3_pt2):
+    text = make_script(cube(), dpa3_pt2, after="unfix 1\nminimize 0.0 1.0e-6 20 100", steps=1)
+    one, two = lammps.good(text), lammps.good(text, ranks=2)
+    last = max(one.thermo)
+    assert last > 3 and one.energy(last) < one.energy(0)
+    assert_same(two, one, last, atol=1e-7)
+
+
+def test_no_atom_map(lammps, make_script, dpa3_pt2):
+    """Without one, LAMMPS cannot tell which atom a ghost copies."""
+    mapped = lammps.good(make_script(cube(), dpa3_pt2, before="atom_modify map array"))
+    assert "map" not in make_script(cube(), dpa3_pt2)
+    assert_same(lammps.good(make_script(cube(), dpa3_pt2)), mapped)
+
+
+@RANKS
+def test_rare_neighbour_lists(lammps, make_script, dpa3_pt2, ranks):
+    """Between two lists atoms enter and leave the cutoff, and atoms that LAMMPS does not know of keep their rows."""
+    one = lammps.good(make_script(cube(), dpa3_pt2, after="run 10"))
+    rare = make_script(cube(), dpa3_pt2, after="neigh_modify delay 0 every 5 check no\nrun 10")
+    assert_same(lammps.good(rare, ranks=ranks), one, 10)
+
+
+@RANKS
+def test_beside_another_style(lammps, make_script, dpa3_pt2, ranks):
+    atoms = cube()
+    alone = lammps.good(make_script(atoms, dpa3_pt2))
+    lj = "pair_style lj/cut 5.0", "pair_coeff * * 0.01 1.2"
+    other = lammps.good(
+        make_script(atoms, dpa3_pt2, style=lj[0].removeprefix("pair_style "), coeff=lj[1], centroid=False)
+    )
+    style = f"hybrid/overlay dpmodel {dpa3_pt2} lj/cut 5.0"
+    coeff = "pair_coeff * * dpmodel O H\npair_coeff * * lj/cut 0.01 1.2"
+    both = lammps.good(make_script(atoms, dpa3_pt2, style=style, coeff=coeff, centroid=False), ranks=ranks)
+    assert abs(both.energy() - alone.energy() - other.energy()) <= 1e-9 * abs(alone.energy())
+    np.testing.assert_allclose(both.force(), alone.force() + other.force(), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(both.virial(), alone.virial() + other.virial(), rtol=0, atol=1e-9)
+
+
+@RANKS
+def test_types_of_another_style(lammps, make_script, dpa3_pt2, ranks):
+    """hybrid: the pairs of a third type belong to lj/cut."""
+    atoms = cube()
+    kind = atoms.kind.copy()
+    kind[::4] = 2
+    three = Atoms(atoms.coord, kind, atoms.cell)
+    style = f"hybrid/overlay dpmodel {dpa3_pt2} lj/cut 5.0"
+    coeff = "pair_coeff * * dpmodel O H NULL\npair_coeff *3 3 lj/cut 0.01 1.2"
+    both = lammps.good(make_script(three, dpa3_pt2, style=style, coeff=coeff, centroid=False), ranks=ranks)
+    known = kind < 2
+    expected = dpmodel.load(dpa3_pt2).evaluate(atoms.coord[known], kind[known], atoms.cell)
+    lj = "pair_coeff * * 0.0 1.2\npair_coeff *3 3 0.01 1.2"
+    other = lammps.good(make_script(three, dpa3_pt2, style="lj/cut 5.0", coeff=lj, centroid=False))
+    force = other.force().copy()
+    force[known] += expected["force"][0]
+    np.testing.assert_allclose(both.force(), force, rtol=0, atol=1e-9)
+    assert abs(both.energy() - other.energy() - expected["energy"].item()) <= 1e-9 * abs(both.energy())
+
+
+@pytest.mark.parametrize(
+    ("units", "energy", "length"), [("real", 23.0605, 1.0), ("electron", 0.0367493, 1.8897261), ("nano", 160.2177, 0.1)]
+)
+def test_units(lammps, make_script, dpa3_pt2, units, energy, length):
+    atoms = cube()
+    one = lammps.good(make_script(atoms, dpa3_pt2))
+    scaled = Atoms(atoms.coord * length, atoms.kind, atoms.cell * length)
+    text = make_script(scaled, dpa3_pt2, skin=length).replace("units metal", f"units {units}")
+    run = lammps.good(text, ranks=2)
+    assert run.energy() == pytest.approx(one.energy() * energy, rel=1e-5)
+    np.testing.assert_allclose(run.force() * length / energy, one.force(), rtol=1e-5, atol=1e-8)
+
+
+def test_small_sel_is_said_once(lammps, make_script, dpa3_pt2):
+    """125 atoms at half the distance have more neighbours than the model holds."""
+    atoms = cube(edge=7.5)
+    run = lammps.run(make_script(atoms, dpa3_pt2, after="run 3"), ranks=2)
+    assert run.text.count("atoms have more neighbours than the model's sel holds") == 1
+
+
+# --- how LAMMPS finds the plugin, and what it runs with ------------------------------------------------------------
+
+
+def test_threads(lammps, make_script, se_a_pt2):
+    """OMP_NUM_THREADS is obeyed; without it the ranks of a node share its processors."""
+    run = lammps.good(make_script(cube(), se_a_pt2), env={"OMP_NUM_THREADS": "3"})
+    assert "3 thread(s) per rank" in run.text
+    del lammps.environment["OMP_NUM_THREADS"]
+    processors = len(os.sched_getaffinity(0))
+    run = lammps.good(make_script(cube(), se_a_pt2), ranks=2)
+    assert f"{max(1, processors // 2)} thread(s) per rank" in run.text
+
+
+def test_waiting_threads_sleep(lammps, make_script, se_a_pt2):
+    """OMP_DISPLAY_ENV: torch's OpenMP says what it has read when it was loaded, after the plugin."""
+    env = {"OMP_DISPLAY_ENV": "verbose"}
+    run = lammps.good(make_script(cube(), se_a_pt2), env=env)
+    assert run.text.count("GOMP_SPINCOUNT = '0'") == 1, "of two copies of OpenMP, torch's alone is told"
+    run = lammps.good(make_script(cube(), se_a_pt2), env={**env, "OMP_WAIT_POLICY": "active"})
+    assert "GOMP_SPINCOUNT = '0'" not in run.text
+
+
+def test_entry_point(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("DPMODEL_CACHE_DIR", str(tmp_path))
+    for name in places.THREADS:
+        monkeypatch.delenv(name, raising=False)
+    folder = places.plugins()
+    assert folder == str(places.plugin_folder()) and folder.startswith(str(tmp_path))
+    assert "`dpmodel lammps build`" in capsys.readouterr().err
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"
+    (tmp_path / places.plugin_folder().name).mkdir()
+    (places.plugin_folder() / places.LOADER).touch()
+    places.plugins()
+    assert capsys.readouterr().err == ""
+
+
+def test_entry_point_is_light():
+    """It runs at every start of `lmp`."""
+    import subprocess
+
+    code = "import sys, dpmodel.lammps as m; m.plugin_folder(); sys.exit('torch' in sys.modules or 'lammps' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+DRIVER = """
+import sys
+{first}
+from lammps import lammps
+driver = lammps(cmdargs=["-log", "none"])
+try:
+    driver.commands_string(open("in.lammps").read())
+finally:
+    print("ended", flush=True)
+print("energy", repr(driver.get_thermo("pe")))
+driver.close()
+"""
+
+
+@pytest.mark.parametrize("first", ["", "import torch"])
+def test_from_python(lammps, make_script, dpa3_pt2, first, tmp_path):
+    """In one process with Python's torch too."""
+    one = lammps.good(make_script(cube(), dpa3_pt2))
+    (tmp_path / "driver.py").write_text(DRIVER.format(first=first))
+    run = lammps.good(make_script(cube(), dpa3_pt2), command=[sys.executable, "driver.py"])
+    energy = float(run.text.split("energy")[-1].split()[0])
+    assert energy == pytest.approx(one.energy(), rel=1e-12)
+
+
+def test_failure_from_python_ends_all_ranks(lammps, make_script, dpa3_pt2, tmp_path):
+    """A program that catches exceptions leaves no rank waiting for another."""
+    driver = "from mpi4py import MPI\n" + DRIVER.format(first="")
+    (tmp_path / "driver.py").write_text(driver)
+    env = {"DPMODEL_TEST_FAIL_EXCHANGE": "1:1"}
+    run = lammps.run(make_script(cube(), dpa3_pt2), ranks=2, command=[sys.executable, "driver.py"], env=env, limit=60)
+    assert run.status != 0 and run.seconds < 15
+    assert run.text.count("ERROR on proc 1: Pair style dpmodel: step 0: forward exchange 2") == 1
+    run = lammps.run(make_script(cube(), "nowhere.pt2"), ranks=2, command=[sys.executable, "driver.py"], limit=60)
+    assert run.status != 0 and run.seconds < 15
+    assert run.text.count("ended") == 2  # an exception on every rank
+
+
+def test_another_lammps(lammps: Lammps, make_script, se_a_pt2, tmp_path):
+    """Built for another version: said when the style is used, and nothing else is disturbed."""
+    from dpmodel.backends.pt_expt.lammps import build
+
+    folder = tmp_path / "plugin"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "lammps_version", lambda: 20240829)
+        loader = build.build_loader()
+    folder.mkdir()
+    (folder / places.LOADER).symlink_to(loader)
+    lammps.environment["LAMMPS_PLUGIN_PATH"] = str(folder)
+    run = lammps.run(make_script(cube(), se_a_pt2), ranks=2)
+    assert run.status != 0 and run.seconds < 10
+    message = "Pair style dpmodel cannot be used: it was built for LAMMPS 20240829, this is LAMMPS 20250722"
+    assert run.text.count(message) == 1
+    assert lammps.run("units metal\n").status == 0
