@@ -48,7 +48,7 @@ def uncompiled(program: Program, tmp_path: Path, target: Path, monkeypatch: pyte
     (tmp_path / "code.so").write_bytes(b"code")
     run: Any = program.exported.module()
     monkeypatch.setattr(freezing, "export_program", lambda *_, **__: program)
-    monkeypatch.setattr(freezing, "compile_program", lambda _: [tmp_path / "code.so"])
+    monkeypatch.setattr(freezing, "compile_program", lambda *_: [tmp_path / "code.so"])
     for module in (freezing, artefact):
         monkeypatch.setattr(module, "load_code", lambda _: lambda inputs: run(*inputs))
 
@@ -90,7 +90,7 @@ def test_a_difference_leaves_no_file(
 def test_an_interruption_leaves_no_file(
     source: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
 ) -> None:
-    def stop(_: Any) -> None:
+    def stop(*_: Any) -> None:
         raise kind
 
     monkeypatch.setattr(freezing, "compile_program", stop)
@@ -122,13 +122,13 @@ def test_a_full_disk_leaves_no_file(
     assert left(tmp_path) == []
 
 
-def test_the_compiler_fails(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiler_fails(program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("C++ compile error\n" + "x" * 1000 + " g++: command not found")
 
     monkeypatch.setattr(compiler, "aot_compile", fail)
     with pytest.raises(BackendError, match=r"export: the compiler failed: x{100,} g\+\+: command not found"):
-        compiler.compile_program(program.exported)
+        compiler.compile_program(program.exported, tmp_path)
 
 
 def test_targets_that_cannot_be(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,8 @@ them, and one that a version does not know is left out.
 
 from __future__ import annotations
 
+import os
+import platform
 import warnings
 from pathlib import Path
 from typing import Any, cast
@@ -13,19 +15,31 @@ from typing import Any, cast
 import torch
 from torch._inductor import aot_compile, config
 
+from dpmodel.cache import cache_folder
 from dpmodel.errors import BackendError
 
-__all__ = ["compile_program"]
+__all__ = ["compile_program", "use_cache"]
 
 OPTIONS: dict[str, Any] = {
     "aot_inductor.package": True,
     # The number of threads belongs to the run, not to the machine that compiled.
     "cpp.dynamic_threads": True,
 }
+MARCH = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}
+"""By torch's name of the instruction set: what all processors have that have it. Otherwise code would run on processors
+like the one that compiled it alone, and crash elsewhere without a word."""
 
 
-def compile_program(exported: torch.export.ExportedProgram) -> list[Path]:
-    """Files of an AOTInductor package. Raises BackendError with the end of the compiler's message."""
+def use_cache() -> None:
+    """Keep what Inductor shares between compilations with our own cache. Before tracing: torch looks once."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+
+
+def compile_program(exported: torch.export.ExportedProgram, folder: Path) -> list[Path]:
+    """Files of an AOTInductor package, written below `folder`. Raises BackendError with the compiler's last words."""
+    options = {**OPTIONS, "aot_inductor.output_path": str(folder / "code")}
+    if platform.machine() == "x86_64":
+        options["cpp.march"] = MARCH.get(torch.backends.cpu.get_cpu_capability())
     module = cast(Any, exported.module(check_guards=False))
     inputs = tuple(exported.example_inputs[0]) if exported.example_inputs else ()
     try:
@@ -33,7 +47,7 @@ def compile_program(exported: torch.export.ExportedProgram) -> list[Path]:
             # torch deprecates parts of itself that its compiler still uses.
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", FutureWarning)
-            files: Any = aot_compile(module, inputs, options=_known(OPTIONS))
+            files: Any = aot_compile(module, inputs, options=_known(options))
     except Exception as problem:
         raise BackendError(f"export: the compiler failed: {str(problem)[-500:]}") from problem
     return [Path(name) for name in files if isinstance(name, str) and not name.endswith((".cpp", ".h"))]

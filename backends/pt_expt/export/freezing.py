@@ -24,7 +24,7 @@ from ...pt.bridge import Overrides, graph_to_torch, override_table, to_torch, to
 from ..ghosts import GhostExchange, load_ops
 from .archive import METADATA, MODEL, pack
 from .artefact import Runner, hash_of, load_code, run_program
-from .compiler import compile_program
+from .compiler import compile_program, use_cache
 from .metadata import Comparison, describe_model, describe_program, describe_runtime
 from .program import builder_of, export_program, graph_like
 
@@ -39,6 +39,7 @@ def freeze(file: ModelFile, output: str | Path, *, overrides: Overrides, atomic_
     """
     output, model = Path(output), file.model
     _check_target(output)
+    use_cache()
     if not model.output().differentiable:
         raise InputError(f"freeze: {model.output().name!r} models cannot be frozen in this version, only energies")
     if model.message_passing:
@@ -61,7 +62,7 @@ def freeze(file: ModelFile, output: str | Path, *, overrides: Overrides, atomic_
             **describe_program(program),
             "compared": [],
         }
-        code = compile_program(program.exported)
+        code = compile_program(program.exported, Path(folder))
         trial = Path(folder) / "trial.pt2"
         trial.write_bytes(_pack(code, metadata, image))
         runner = load_code(trial)
