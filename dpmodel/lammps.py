@@ -6,6 +6,8 @@ depends on: versions and places of torch, lammps and mpich, and its sources. A p
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import hashlib
 import importlib.metadata
@@ -72,14 +74,30 @@ def plugin_folder() -> Path:
 def plugins() -> str:
     """Entry point `lammps.plugins`: the folder of the plugin, where LAMMPS looks for it.
 
-    Sets `THREADS` in the environment, which LAMMPS inherits. Where the plugin is not built, says how to, and returns the
+    Sets `THREADS` in the environment, which LAMMPS inherits, and loads MPI, which the package's library does not find by
+    itself in a Python that has not yet loaded it. Where the plugin is not built, says how to, and returns the
     folder all the same, which LAMMPS skips.
     """
     for name, value in THREADS.items():
         os.environ.setdefault(name, value)
+    _load_mpi()
     folder = plugin_folder()
     if not (folder / LOADER).is_file():
         missing = [name for name, version in installed_versions().items() if version is None]
         how = f"pip install {' '.join(missing)}, then `dpmodel lammps build`" if missing else "`dpmodel lammps build`"
         print(f"dpmodel: the pair style dpmodel is not built for this LAMMPS and torch; {how}", file=sys.stderr)  # noqa: T201 - nobody has set up logging here
     return str(folder)
+
+
+def _load_mpi() -> None:
+    """Load mpich's library, unless the process has one of that name."""
+    with contextlib.suppress(OSError):
+        ctypes.CDLL(_MPI, mode=os.RTLD_NOLOAD | os.RTLD_GLOBAL)
+        return
+    with contextlib.suppress(OSError, importlib.metadata.PackageNotFoundError):
+        for file in importlib.metadata.files("mpich") or ():
+            if file.name == _MPI:
+                ctypes.CDLL(str(file.locate()), mode=os.RTLD_GLOBAL)
+
+
+_MPI = "libmpi.so.12"

@@ -97,6 +97,7 @@ class Lammps:
             "LAMMPS_PLUGIN_PATH": str(plugin),
             "LD_LIBRARY_PATH": str(Path(str(libraries[0])).resolve().parent),
             "OMP_NUM_THREADS": "1",
+            "DPMODEL_CACHE_DIR": str(folder / "empty"),  # a plugin that the user has built is not to be found
         }
 
     def run(

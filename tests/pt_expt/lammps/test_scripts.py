@@ -10,6 +10,7 @@ import pytest
 
 import dpmodel
 from dpmodel import lammps as places
+from dpmodel.backends.pt_expt.lammps.build import lammps_version
 
 from .conftest import Atoms, Lammps, cube
 
@@ -194,6 +195,16 @@ def test_from_python(lammps, make_script, dpa3_pt2, first, tmp_path):
     assert energy == pytest.approx(one.energy(), rel=1e-12)
 
 
+def test_python_finds_mpi(lammps, tmp_path):
+    """The entry point loads it: nobody has to set LD_LIBRARY_PATH."""
+    del lammps.environment["LD_LIBRARY_PATH"]
+    (tmp_path / "driver.py").write_text(
+        "from lammps import lammps\nprint(lammps(cmdargs=['-log', 'none']).version())\n"
+    )
+    run = lammps.good("", command=[sys.executable, "driver.py"])
+    assert run.text.split()[-1] == str(lammps_version())
+
+
 def test_failure_from_python_ends_all_ranks(lammps, make_script, dpa3_pt2, tmp_path):
     """A program that catches exceptions leaves no rank waiting for another."""
     driver = "from mpi4py import MPI\n" + DRIVER.format(first="")
@@ -212,6 +223,7 @@ def test_another_lammps(lammps: Lammps, make_script, se_a_pt2, tmp_path):
     from dpmodel.backends.pt_expt.lammps import build
 
     folder = tmp_path / "plugin"
+    here = lammps_version()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "lammps_version", lambda: 20240829)
         loader = build.build_loader()
@@ -220,6 +232,6 @@ def test_another_lammps(lammps: Lammps, make_script, se_a_pt2, tmp_path):
     lammps.environment["LAMMPS_PLUGIN_PATH"] = str(folder)
     run = lammps.run(make_script(cube(), se_a_pt2), ranks=2)
     assert run.status != 0 and run.seconds < 10
-    message = "Pair style dpmodel cannot be used: it was built for LAMMPS 20240829, this is LAMMPS 20250722"
+    message = f"Pair style dpmodel cannot be used: it was built for LAMMPS 20240829, this is LAMMPS {here}"
     assert run.text.count(message) == 1
     assert lammps.run("units metal\n").status == 0

@@ -20,7 +20,7 @@ void lammps_error(void *handle, int kind, const char *text);
 
 namespace {
 
-constexpr int ERROR_ON_ALL = 1;
+constexpr int ERROR_ON_ALL = 2;  // LMP_ERROR_ALL
 constexpr const char *AGAIN = ". Build the plugin for these versions: dpmodel lammps build";
 
 std::string problem;
