@@ -21,7 +21,8 @@ from dpmodel.backends.pt.training import TorchStepper
 from dpmodel.backends.pt_expt import compile as compilation
 from dpmodel.backends.pt_expt.compile import CompiledStep
 from dpmodel.backends.pt_expt.training import CompiledStepper
-from dpmodel.descriptors import SeAConfig
+from dpmodel.descriptors import DPA3Config, SeAConfig
+from dpmodel.descriptors.dpa3 import RepflowConfig
 from dpmodel.errors import BackendError
 from dpmodel.fittings import EnerFittingConfig
 from dpmodel.geometry.build import GraphBuilder
@@ -116,10 +117,24 @@ def assert_same(module: Any, found: Outputs, expected: Outputs, *, bound: float 
             torch.testing.assert_close(one[name], value, rtol=0, atol=bound * max(largest, 1e-10), msg=name)
 
 
-@pytest.fixture(scope="module")
-def whole() -> tuple[Model, Any, CompiledStep]:
+def dpa3() -> Model:
+    """Two layers, so that features travel, and all updates of edges and angles."""
+    flow = RepflowConfig(
+        n_dim=6, e_dim=4, a_dim=4, nlayers=2, e_rcut=4.0, e_rcut_smth=2.0, e_sel=40, a_rcut=3.0, a_rcut_smth=1.5,
+        a_sel=20, axis_neuron=2, fix_stat_std=0.3, a_compress_rate=1, a_compress_e_rate=2, a_compress_use_split=True,
+    )  # fmt: skip
+    descriptor = DPA3Config(repflow=flow, seed=1).build(2, ("A", "B"), seed=0)
+    net = EnerFittingConfig(neuron=(4,)).build(2, descriptor.dim_out, True, seed=1)
+    return StandardModel.assemble(descriptor, net, ("A", "B"))
+
+
+MODELS: dict[str, Callable[[], Model]] = {"se_e2_a": lambda: se_a(numb_fparam=2, numb_aparam=1), "dpa3": dpa3}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def whole(request: pytest.FixtureRequest) -> tuple[Model, Any, CompiledStep]:
     """A model with everything that enters, and its compiled step."""
-    model = se_a(numb_fparam=2, numb_aparam=1)
+    model = MODELS[request.param]()
     module = to_torch(model)
     return model, module, CompiledStep(module, WANTED, derivatives=True)
 
@@ -335,9 +350,10 @@ def stepper_of(model: Model, *, backend: str = "pt_expt", compile: bool = False,
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_adam_steps() -> None:
+@pytest.mark.parametrize("name", MODELS)
+def test_adam_steps(name: str) -> None:
     """Compiled against the eager step of pt with its overrides, each batch of another size."""
-    model = se_a(numb_fparam=2, numb_aparam=1)
+    model = MODELS[name]()
     steppers = [stepper_of(model, compile=True), stepper_of(model), stepper_of(model, backend="pt")]
     assert [type(stepper) for stepper in steppers] == [CompiledStepper, TorchStepper, TorchStepper]
     for k, sizes in enumerate([(9, 4), (3,), (12, 7, 1), (1, 0)]):
@@ -353,10 +369,10 @@ def test_adam_steps() -> None:
     slots = [stepper.optimizer_state() for stepper in steppers]
     for other, slot in zip(states[1:], slots[1:], strict=True):
         assert other.keys() == states[0].keys()
-        for name, value in other.items():
-            np.testing.assert_allclose(states[0][name], value, rtol=0, atol=1e-8, err_msg=name)
+        for path, value in other.items():
+            np.testing.assert_allclose(states[0][path], value, rtol=0, atol=1e-8, err_msg=path)
         assert slot["step"] == slots[0]["step"]
-    moved = [name for name, value in model.state().items() if not np.array_equal(value, states[0][name])]
+    moved = [path for path, value in model.state().items() if not np.array_equal(value, states[0][path])]
     assert len(moved) > 10
     assert steppers[0].compiled.compilations() == 1
     np.testing.assert_allclose(
