@@ -25,6 +25,7 @@ from dpmodel.models.standard import Model
 __all__ = [
     "ALIASES",
     "NUMPY",
+    "Artefact",
     "Backend",
     "Evaluator",
     "Exporter",
@@ -118,13 +119,21 @@ class Trainer(Backend, Protocol):
         """Versions of the libraries that take part."""
 
 
+class Artefact(Evaluator, Protocol):
+    """Compiled code."""
+
+    @property
+    def without(self) -> tuple[str, ...]:
+        """Outputs that were not compiled."""
+
+
 class Exporter(Backend, Protocol):
     """A backend that compiles models into artefacts (`.pt2`)."""
 
     def freeze(self, file: Any, output: Path, *, atomic_virial: bool = False) -> None:
         """Compile a `dpmodel.files.model_file.ModelFile` and write the artefact, complete or not at all."""
 
-    def open_artefact(self, path: Path, *, device: str | None = None) -> tuple[Any, Evaluator]:
+    def open_artefact(self, path: Path, *, device: str | None = None) -> tuple[Any, Artefact]:
         """The model file inside an artefact, and its compiled code."""
 
     def lammps_plugin(self) -> Path:

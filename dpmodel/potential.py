@@ -58,7 +58,7 @@ def _load_artefact(path: Path, backend: str | None, device: str | None, *, compi
         raise InputError(f"compile=True: {path} is compiled already; leave it out")
     exporter = get_exporter(backend)
     file, evaluator = exporter.open_artefact(path, device=device)
-    return Potential(file, exporter, evaluator)
+    return Potential(file, exporter, evaluator, without=evaluator.without)
 
 
 def freeze(
@@ -97,8 +97,12 @@ def save(potential: Potential, path: str | Path) -> None:
 class Potential:
     """A loaded model: `evaluate` gives energies, forces, virials."""
 
-    def __init__(self, file: ModelFile, backend: Backend, evaluator: Evaluator) -> None:
+    def __init__(
+        self, file: ModelFile, backend: Backend, evaluator: Evaluator, *, without: tuple[str, ...] = ()
+    ) -> None:
+        """without: outputs that the evaluator lacks."""
         self.file = file
+        self._without = without
         self.backend = backend
         self._evaluator = evaluator
         self._model = file.model
@@ -153,7 +157,7 @@ class Potential:
         keys = [output.reduced, output.atomic, "mask"]
         if output.differentiable and self.backend.has_gradients:
             keys += ["force", "virial", "atom_virial"]
-        return tuple(keys)
+        return tuple(key for key in keys if key not in self._without)
 
     def evaluate(
         self,
@@ -210,8 +214,8 @@ class Potential:
             )
         if self.dim_aparam and aparam is None:
             raise InputError(f"aparam is missing: this model takes {self.dim_aparam} numbers per atom")
-        if charge_spin is not None:
-            check_charge_spin(parameters["charge_spin"], "charge_spin")
+        if (charges := parameters["charge_spin"]) is not None:
+            check_charge_spin(charges, "charge_spin")
         elif self._model.takes_charge_spin and self._model.default_charge_spin is None:
             raise InputError(
                 "charge_spin is missing: this model takes charge and spin of every frame and has no default"

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from dpmodel.backend import Evaluator
+from dpmodel.backend import Artefact, Evaluator
 from dpmodel.descriptors.message_passing import MessagePassing
 from dpmodel.files.model_file import ModelFile
 from dpmodel.graph import Graph
@@ -88,7 +88,7 @@ class ExportableBackend:
         """See `Exporter.freeze`."""
         freeze(file, output, overrides=self.overrides, atomic_virial=atomic_virial)
 
-    def open_artefact(self, path: Path, *, device: str | None = None) -> tuple[ModelFile, Evaluator]:
+    def open_artefact(self, path: Path, *, device: str | None = None) -> tuple[ModelFile, Artefact]:
         """See `Exporter.open_artefact`."""
         return open_artefact(path, device=device)
 

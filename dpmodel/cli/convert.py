@@ -17,7 +17,8 @@ _PEER = "`dp convert-backend {name} {stem}.dp` of DeePMD-kit turns it into a fil
 SOURCES = {
     ".pth": f"a frozen TorchScript model; {_PEER}",
     ".pt": f"a training checkpoint of DeePMD-kit; {_PEER}",
-    ".pt2": f"an exported PyTorch model; {_PEER}",
+    ".pt2": "a compiled model; `dpmodel.save(dpmodel.load('{name}'), '{stem}.dp')` writes the model inside where it was "
+    f"made by `dpmodel freeze`; else {_PEER}",
     ".pte": f"an exported PyTorch model; {_PEER}",
     ".pb": f"a TensorFlow graph; {_PEER}",
     ".pbtxt": f"a TensorFlow graph; {_PEER}",

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from dpmodel.errors import InputError, ModelFileError
+from dpmodel.lammps import installed_versions, plugin_folder
 from dpmodel.potential import freeze
 from dpmodel.training.rotation import latest
 
@@ -31,6 +32,8 @@ def run(args: argparse.Namespace) -> None:
     freeze(source, args.output, head=args.head, atomic_virial=args.atomic_virial)
     seconds = time.monotonic() - start
     print(f"{source} -> {args.output} (compiled and compared with the model in {seconds:.0f} s)")
+    if all(installed_versions().values()) and not plugin_folder().exists():
+        print("LAMMPS reads it with `pair_style dpmodel`, which `dpmodel lammps build` installs once")
 
 
 def find_source(path: Path) -> Path:

