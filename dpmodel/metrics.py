@@ -221,7 +221,7 @@ def evaluate_systems(
 
 def compare(potential: Potential, batch: Batch, system: str, *, atomic: bool) -> Comparison:
     """Evaluate the frames of a batch; labels and predictions side by side."""
-    given = {name: batch.labels[name] for name in _INPUTS if batch.found.get(name, 0.0) > 0}
+    given: dict[str, Any] = {name: batch.labels[name] for name in _INPUTS if batch.found.get(name, 0.0) > 0}
     atomic = atomic and batch.found.get("atom_ener", 0.0) > 0
     try:
         out = potential.evaluate(

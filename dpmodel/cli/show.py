@@ -150,16 +150,23 @@ def _summary(file: ModelFile) -> str:
     for request in model.requests():
         kind = "neighbours per type" if request.layout == "typed_slots" else "neighbours"
         rows.append(("cutoff", f"{request.rcut:g} Å, at most {' '.join(str(k) for k in request.sel)} {kind}"))
+        if request.angles is not None:
+            rows.append(("angles", f"{request.angles.rcut:g} Å, at most {request.angles.sel} neighbours"))
     if isinstance(model, StandardModel):
-        for name, config in (("descriptor", model.descriptor.config), ("fitting net", model.fitting.config)):
-            widths = "-".join(str(width) for width in getattr(config, "neuron", ()))
-            rows.append((name, f"{config.key}, widths {widths}, precision {config.precision}"))
+        descriptor, fitting = model.descriptor.config, model.fitting.config
+        sizes = {"descriptor": descriptor.sizes(), "fitting net": f"widths {'-'.join(map(str, fitting.neuron))}"}
+        for (name, size), config in zip(sizes.items(), (descriptor, fitting), strict=True):
+            rows.append((name, f"{config.key}, {size}, precision {config.precision}"))
     counts = count_parameters(file)
     parts = ", ".join(f"{name} {count:,}" for name, count in counts.items() if name != "total")
     rows.append(("parameters", f"{counts['total']:,} ({parts})"))
     if model.dim_fparam or model.dim_aparam:
         optional = " (has defaults)" if model.has_default_fparam else ""
         rows.append(("inputs", f"{model.dim_fparam} per frame{optional}, {model.dim_aparam} per atom"))
+    if model.takes_charge_spin:
+        default = model.default_charge_spin
+        shown = "" if default is None else f" (default {' '.join(f'{value:g}' for value in default)})"
+        rows.append(("charge, spin", f"per frame{shown}"))
     if isinstance(model, StandardModel):
         pairs = zip(model.type_map, np.asarray(model.out_bias).reshape(model.ntypes, -1), strict=True)
         rows.append(("bias", ", ".join(f"{name} {' '.join(f'{value:.6g}' for value in bias)}" for name, bias in pairs)))

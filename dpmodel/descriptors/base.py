@@ -43,6 +43,10 @@ class Capacity:
 class DescriptorConfig(Config):
     """Base of the descriptors' sections."""
 
+    def sizes(self) -> str:
+        """Widths and numbers of layers, for people."""
+        raise NotImplementedError(f"{type(self).__name__} does not define sizes()")
+
     def capacities(self) -> tuple[Capacity, ...]:
         """The options that statistics of the data resolve, or are compared with."""
         raise NotImplementedError(f"{type(self).__name__} does not define capacities()")

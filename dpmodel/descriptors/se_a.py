@@ -66,6 +66,9 @@ class SeAConfig(DescriptorConfig, key="se_e2_a", aliases=("se_a",)):
     def tolerates_overlap(self) -> bool:
         return self.env_protection > 0.0
 
+    def sizes(self) -> str:
+        return f"widths {'-'.join(map(str, self.neuron))}"
+
     def capacities(self) -> tuple[Capacity, ...]:
         return (Capacity(option="sel", value=self.sel, rcut=self.rcut, typed=True),)
 

@@ -25,6 +25,7 @@ from dpmodel.files.model_file import ModelFile, from_tree, to_tree
 from dpmodel.geometry.build import GraphBuilder
 from dpmodel.input import Input, load_input
 from dpmodel.losses import build_loss
+from dpmodel.models import StandardModel
 from dpmodel.models.build import build_model
 from dpmodel.statistics.cache import StatCache
 from dpmodel.statistics.fit import fit_statistics
@@ -224,7 +225,8 @@ class _Run:
         config, origin = self.inp.model, self.origin
         descriptor: Any = config.descriptor
         capacities = descriptor.capacities()
-        known = () if origin is None else origin.model.descriptor.config.capacities()
+        other: Any = None if origin is None else origin.model
+        known = other.descriptor.config.capacities() if isinstance(other, StandardModel) else ()
         values = [
             known[k].value if isinstance(each.value, str) and len(known) == len(capacities) else each.value
             for k, each in enumerate(capacities)

@@ -20,7 +20,7 @@ from dpmodel.op import Array
 
 from .cases import CASES, COMBINED, NAMES, model_of
 
-__all__ = ["Backend", "each_backend", "each_case_and_backend", "each_gradient", "make_runner", "runner"]
+__all__ = ["Backend", "each_base_and_backend", "each_case_and_backend", "each_gradient", "make_runner", "runner"]
 
 Outputs = dict[str, np.ndarray]
 Runner = Callable[[Graph], Outputs]
@@ -46,15 +46,24 @@ COMPILERS = (Backend.TORCH_TRACED, Backend.JAX, Backend.JAX_JIT)
 GRADIENTS = (Backend.TORCH, Backend.TORCH_TRACED, Backend.JAX_JIT)
 """Backends with derivatives that take any size as it comes."""
 
-each_backend = pytest.mark.parametrize("backend", Backend, ids=lambda b: b.value)
 each_gradient = pytest.mark.parametrize("backend", GRADIENTS, ids=lambda b: b.value)
+each_base_and_backend = pytest.mark.parametrize(
+    ("case", "backend"),
+    [
+        pytest.param(case, backend, id=f"{case}-{backend.value}", marks=[pytest.mark.nightly] * slow)
+        for case in CASES
+        for backend in Backend
+        for slow in [backend is Backend.JAX and case != "se_e2_a"]
+    ],
+)
+"""Every section as it stands; without jit, large models take minutes on JAX."""
 each_case_and_backend = pytest.mark.parametrize(
     ("case", "backend"),
     [
         pytest.param(case, backend, id=f"{case}-{backend.value}", marks=[pytest.mark.nightly] * nightly)
         for case in NAMES
         for backend in Backend
-        for nightly in [backend in COMPILERS and case not in (CASES if backend is Backend.JAX else COMBINED)]
+        for nightly in [backend in COMPILERS and case not in (("se_e2_a",) if backend is Backend.JAX else COMBINED)]
     ],
 )
 """Every pair; what is slow and covered by the combinations is nightly."""

@@ -12,7 +12,7 @@ from dpmodel.geometry.padding import bucket_sizes, pad_graph
 from dpmodel.graph import Edges, Graph, Record, Slots, map_record
 
 from .cases import each_base, each_case, model_of, single
-from .runners import Backend, each_backend, each_case_and_backend, each_gradient, runner
+from .runners import Backend, each_base_and_backend, each_case_and_backend, each_gradient, runner
 from .systems import System, charges, graph_of, map_views, random_system, with_ghosts
 from .tolerance import assert_close, distance
 
@@ -44,8 +44,7 @@ def test_the_comparison_says_something(case: str) -> None:
     assert (outputs["atom_energy"][~shown] == 0).all()
 
 
-@each_base
-@each_backend
+@each_base_and_backend
 def test_inputs_stay_as_they_are(case: str, backend: Backend) -> None:
     model = model_of(case)
     graph = graph_of(model, random_system(model))
@@ -169,8 +168,7 @@ def shuffle_list(view: Edges, centre: np.ndarray, place: np.ndarray, rng: np.ran
     return Edges(row=place[view.row][order], mask=view.mask[order], angles=angles)
 
 
-@each_base
-@each_backend
+@each_base_and_backend
 def test_layout_of_memory_is_irrelevant(case: str, backend: Backend) -> None:
     """Views of any stride, and arrays that cannot be written to, as users hand them in."""
 

@@ -22,7 +22,10 @@ from dpmodel.cli.arguments import LATER, MODULES, make_parser
 from dpmodel.data import write_system
 from dpmodel.errors import InputError
 from dpmodel.files.container import read_tree, write_tree
+from dpmodel.files.model_file import ModelFile, write_model
 from dpmodel.input import load_input
+from dpmodel.input.sections import ModelConfig
+from dpmodel.models.build import build_model
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "se_e2_a.dp"
 
@@ -260,7 +263,12 @@ def test_convert_there_and_back(tmp_path, capsys, command: str, suffix: str) -> 
 
 
 def test_conversions_that_are_not_there(tmp_path, capsys) -> None:
-    for suffix, what in ((".pth", "TorchScript"), (".pt2", "dpmodel freeze"), (".pb", "TensorFlow"), (".foo", "not known")):
+    for suffix, what in (
+        (".pth", "TorchScript"),
+        (".pt2", "dpmodel freeze"),
+        (".pb", "TensorFlow"),
+        (".foo", "not known"),
+    ):
         text = fails(capsys, "convert", str(GOLDEN), str(tmp_path / f"x{suffix}"))
         assert what in text
         assert "The suffixes here are .dp, .yaml, .yml, .json" in text
@@ -306,6 +314,29 @@ def test_show(capsys, tmp_path) -> None:
     assert main(["show", str(tmp_path / "seen.dp"), "observed_type"]) == 0
     assert capsys.readouterr().out == "The observed types are 1 of 2: ['H']\n"
     assert "expected attributes out of type-map" in fails(capsys, "show", str(GOLDEN), "foo")
+
+
+def test_show_of_a_message_passing_model(capsys, tmp_path) -> None:
+    golden = GOLDEN.with_name("dpa3_official.dp")
+    assert main(["show", str(golden)]) == 0
+    text = capsys.readouterr().out
+    for part in (
+        "6 Å, at most 40 neighbours",
+        "4 Å, at most 20 neighbours",
+        "dpa3, 3 layers, widths 12 of atoms, 8 of edges, 6 of angles, precision float64",
+    ):
+        assert part in text
+    flow = {"e_rcut": 3, "e_rcut_smth": 1, "e_sel": 8, "a_rcut": 2, "a_rcut_smth": 1, "a_sel": 4, "update_angle": False}
+    options = {"repflow": {**flow, "nlayers": 1}, "add_chg_spin_ebd": True, "default_chg_spin": [-1, 2]}
+    model = build_model(
+        ModelConfig.from_dict({"type_map": ["O"], "descriptor": {"type": "dpa3", **options}, "fitting_net": {}})
+    )
+    write_model(tmp_path / "m.dp", ModelFile(model=model))
+    assert main(["show", str(tmp_path / "m.dp")]) == 0
+    text = capsys.readouterr().out
+    assert "1 layer, widths 128 of atoms, 64 of edges, precision" in text
+    assert "charge, spin    per frame (default -1 2)\n" in text
+    assert "angles" not in text
 
 
 def test_neighbor_stat(systems, capsys, tmp_path) -> None:

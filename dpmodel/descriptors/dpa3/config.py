@@ -185,6 +185,12 @@ class DPA3Config(DescriptorConfig, key="dpa3"):
     def default_charge_spin(self) -> tuple[float, float] | None:
         return self.default_chg_spin if self.add_chg_spin_ebd else None
 
+    def sizes(self) -> str:
+        flow = self.repflow
+        angles = f", {flow.a_dim} of angles" if flow.update_angle else ""
+        layers = "1 layer" if flow.nlayers == 1 else f"{flow.nlayers} layers"
+        return f"{layers}, widths {flow.n_dim} of atoms, {flow.e_dim} of edges{angles}"
+
     def capacities(self) -> tuple[Capacity, ...]:
         flow = self.repflow
         edges = Capacity(option="repflow.e_sel", value=flow.e_sel, rcut=flow.e_rcut, typed=False)

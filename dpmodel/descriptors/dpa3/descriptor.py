@@ -56,7 +56,7 @@ class DPA3(MessagePassing):
 
     def requests(self) -> tuple[NeighbourRequest, ...]:
         flow = self.config.repflow
-        angles = AngleRequest(rcut=flow.a_rcut, sel=flow.a_sel)
+        angles = AngleRequest(rcut=flow.a_rcut, sel=flow.a_sel) if flow.update_angle else None
         return (NeighbourRequest(rcut=flow.e_rcut, sel=(flow.e_sel,), layout="edges", angles=angles),)
 
     @property

@@ -108,7 +108,7 @@ class RepflowLayer(Op):
             return State(new, edge, None)
         if self.edge_angle1 is None:
             return State(new, self._combine([edge, parts[1]], self.edge_residual), angle)
-        heads = [self.edge_angle1, self.angle_self] if angles else [self.edge_angle1]
+        heads: list[Linear | None] = [self.edge_angle1, self.angle_self] if angles else [self.edge_angle1]
         z = self._on_angles(heads, node, edge, angle, env)
         sent = self._from_angles(z[0], edge, env)
         angle = self._combine([angle, z[1]], self.angle_residual) if angles else None
@@ -183,12 +183,12 @@ class RepflowLayer(Op):
             total = xp.where(env.spans, total, edge)
         return self.activation(self.edge_angle2(total))  # type: ignore[misc]  # there is one where there are angles
 
-    def _combine(self, terms: list[Array | None], residual: Array | None) -> Array:
+    def _combine(self, terms: list[Array], residual: Array | None) -> Array:
         """The first term, updated by the others in the style of the section."""
         old, new = terms[0], terms[1:]
         if self.style == "res_residual":
             for k, term in enumerate(new):
-                old = old + term * residual[k, ...]  # type: ignore[index,operator]  # the style has them
+                old = old + term * residual[k, ...]  # type: ignore[index]  # the style has them
             return old
         total = new[0]
         for term in new[1:]:

@@ -115,7 +115,8 @@ def _read_layer(node: Node, blank: RepflowLayer, config: DPA3Config, dtype: str)
     for field, key in NETS.items():
         net: Linear | None = getattr(blank, field)
         if net is not None:
-            found[field] = read_linear(node.node(key), *net.w.shape, dtype, bias=net.b is not None)
+            n_in, n_out = net.w.shape
+            found[field] = read_linear(node.node(key), n_in, n_out, dtype, bias=net.b is not None)
     for field, key in RESIDUALS.items():
         vectors = getattr(blank, field)
         if vectors is not None:
