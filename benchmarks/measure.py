@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ LIMIT = 30.0
 """Seconds of evaluation in one process, after which one call behind the warm-up is enough."""
 SLOW = 1.5
 """Ways of the peer that took so many times as long as its best are measured in the first round alone."""
+ERROR_LINE = re.compile(r"(ERROR|[A-Za-z_][\w.]*(Error|Exception|Node))\b.*:")
+"""The line of what a failing program wrote that says what happened."""
 ENERGY_PER_ATOM = 1e-5
 """eV: how far energies may differ where all run the same weights in float32."""
 FORCE = 1e-4
@@ -233,7 +236,8 @@ class Benchmark:
         if side == "ours":
             raise problem
         say(str(problem))
-        return next((line for line in reversed(str(problem).splitlines()) if line.strip()), "failed")
+        lines = [line for line in reversed(str(problem).splitlines()) if line.strip()]
+        return next((line for line in lines if ERROR_LINE.match(line)), lines[0])
 
     def _measure(self, case: Case, *, rehearsal: bool = False) -> dict[str, Any]:
         make = {"training": self._training, "evaluation": self._evaluation, "lammps": self._lammps}

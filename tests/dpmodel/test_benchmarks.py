@@ -255,7 +255,9 @@ def test_a_failure_of_the_peer_is_a_note_and_ours_is_the_end(benchmark):
     worker_error = importlib.import_module("sides").WorkerError
 
     def fail(*args, **job):
-        raise worker_error("worker: exit status 1\nRuntimeError: out of memory")
+        raise worker_error(
+            "worker: exit status 1\n  return work()\nRuntimeError: out of memory\n\nFor more, see elsewhere"
+        )
 
     for side in made.sides.values():
         side.run = fail
