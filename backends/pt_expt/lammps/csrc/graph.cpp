@@ -104,22 +104,33 @@ void GraphBuilder::find_pairs(const Surroundings &here) {
       const double distance = std::sqrt(vx * vx + vy * vy + vz * vz);
       if (distance <= rcut_) around_.push_back({distance, {vx, vy, vz}, j});
     }
-    // Ties in the order of displacements: the same on every number of ranks.
-    std::sort(around_.begin(), around_.end(), [](const Neighbour &a, const Neighbour &b) {
-      return a.distance != b.distance ? a.distance < b.distance : a.vec < b.vec;
-    });
-    if (!allow_overlap_ && !around_.empty() && around_[0].distance < SAME_PLACE) {
-      problem_ = {"are at one place: energies and forces would be NaN or infinite", i, around_[0].row};
+    sort_around();
+    if (!allow_overlap_ && !order_.empty() && order_[0].first < SAME_PLACE) {
+      problem_ = {"are at one place: energies and forces would be NaN or infinite", i, around_[order_[0].second].row};
       return;
     }
-    for (const auto &other : around_) {
+    for (const auto &[distance, k] : order_) {
+      const auto &other = around_[k];
       centre_.push_back(i);
       neighbour_.push_back(other.row);
       kind_.push_back(here.kind[other.row]);
       vec_.push_back(other.vec);
-      distance_.push_back(other.distance);
+      distance_.push_back(distance);
       if (!forbidden_.empty()) excluded_.push_back(forbidden_[here.kind[i] * ntypes_ + here.kind[other.row]]);
     }
+  }
+}
+
+/* Nearest first; ties in the order of displacements, which is the same on every number of ranks. */
+void GraphBuilder::sort_around() {
+  order_.clear();
+  for (size_t k = 0; k < around_.size(); ++k) order_.emplace_back(around_[k].distance, k);
+  std::sort(order_.begin(), order_.end());
+  for (size_t begin = 0, end = 0; begin < order_.size(); begin = end) {
+    while (end < order_.size() && order_[end].first == order_[begin].first) ++end;
+    if (end - begin > 1)
+      std::sort(order_.begin() + begin, order_.begin() + end,
+                [this](const auto &a, const auto &b) { return around_[a.second].vec < around_[b.second].vec; });
   }
 }
 
@@ -212,7 +223,7 @@ void GraphBuilder::put_view(Arrays &arrays, const std::string &path, const Reque
 
 /* All ordered pairs of the nearest edges of each centre; positions count within the view. */
 void GraphBuilder::put_angles(Arrays &arrays, const std::string &path, const AngleRequest &angles, const Rows &rows) {
-  Rows chosen, first, second;
+  Rows chosen;
   int64_t last = -1, rank = 0;
   for (size_t k = 0; k < rows.size(); ++k) {
     if (!(distance_[rows[k]] < angles.rcut)) continue;
@@ -223,17 +234,28 @@ void GraphBuilder::put_angles(Arrays &arrays, const std::string &path, const Ang
     else
       truncated_ = true;
   }
-  for (size_t begin = 0, end = 0; begin < chosen.size(); begin = end) {
+  const auto end_of_centre = [&](size_t begin) {
+    size_t end = begin;
     while (end < chosen.size() && centre_[rows[chosen[end]]] == centre_[rows[chosen[begin]]]) ++end;
-    for (size_t a = begin; a < end; ++a)
-      for (size_t b = begin; b < end; ++b) {
-        first.push_back(chosen[a]);
-        second.push_back(chosen[b]);
-      }
+    return end;
+  };
+  int64_t count = 0;
+  for (size_t begin = 0, end = 0; begin < chosen.size(); begin = end) {
+    end = end_of_centre(begin);
+    count += static_cast<int64_t>((end - begin) * (end - begin));
   }
-  arrays[path + ".ij"] = integers(first);
-  arrays[path + ".ik"] = integers(second);
-  arrays[path + ".mask"] = all_true(first.size());
+  auto ij = at::empty({count}, at::kLong), ik = at::empty({count}, at::kLong);
+  auto *first = ij.data_ptr<int64_t>(), *second = ik.data_ptr<int64_t>();
+  for (size_t begin = 0, end = 0; begin < chosen.size(); begin = end) {
+    end = end_of_centre(begin);
+    for (size_t a = begin; a < end; ++a, first += end - begin, second += end - begin) {
+      std::fill_n(first, end - begin, chosen[a]);
+      std::copy_n(chosen.begin() + static_cast<std::ptrdiff_t>(begin), end - begin, second);
+    }
+  }
+  arrays[path + ".ij"] = ij;
+  arrays[path + ".ik"] = ik;
+  arrays[path + ".mask"] = all_true(static_cast<size_t>(count));
 }
 
 void GraphBuilder::put_groups(Arrays &arrays, const Surroundings &here) const {

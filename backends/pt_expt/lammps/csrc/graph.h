@@ -67,6 +67,7 @@ class GraphBuilder {
 
   void find_pairs(const Surroundings &here);
   void clear_pairs();
+  void sort_around();
   std::vector<Rows> select(const Request &request);
   void cut(std::vector<std::vector<Rows>> &views);
   void put_view(Arrays &arrays, const std::string &path, const Request &request, const std::vector<Rows> &rows,
@@ -94,7 +95,9 @@ class GraphBuilder {
   std::vector<std::array<double, 3>> vec_;
   std::vector<double> distance_;
   std::vector<char> excluded_;
-  std::vector<Neighbour> around_;  // of one centre
+  // Of one centre:
+  std::vector<Neighbour> around_;
+  std::vector<std::pair<double, size_t>> order_;  // distance and place in around_, nearest first
 };
 
 }  // namespace dpmodel
