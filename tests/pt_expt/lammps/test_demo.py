@@ -26,6 +26,16 @@ def demo():
     return module
 
 
+@pytest.fixture
+def environment(demo, tmp_path, monkeypatch, lammps):
+    """The demo runs LAMMPS with the plugin of the tests, whatever is in the cache."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "lmp").symlink_to(lammps.program)
+    path = os.pathsep.join([str(programs), demo.ENVIRONMENT["PATH"]])
+    monkeypatch.setattr(demo, "ENVIRONMENT", {**lammps.environment, "PATH": path})
+
+
 @pytest.mark.parametrize("template", ["input.json", "input_dpa3.json"])
 def test_inputs(demo, tmp_path, monkeypatch, template):
     data = demo.make_input(template, "name", 7)
@@ -37,7 +47,7 @@ def test_inputs(demo, tmp_path, monkeypatch, template):
     assert load_input(template).notes == ()  # as it is, for `dpmodel train`
 
 
-def test_one_rank_and_two(demo, tmp_path, monkeypatch, capsys, lammps, dpa3_pt2):
+def test_one_rank_and_two(demo, tmp_path, monkeypatch, capsys, environment, dpa3_pt2):
     shutil.copy(dpa3_pt2, tmp_path / "dpa3.pt2")
     script = (WATER / "in.lammps").read_text()
     for there, then in (
@@ -49,7 +59,6 @@ def test_one_rank_and_two(demo, tmp_path, monkeypatch, capsys, lammps, dpa3_pt2)
     (tmp_path / "shorter").mkdir()
     (tmp_path / "shorter" / "in.lammps").write_text(script)
     monkeypatch.setattr(demo, "HERE", tmp_path / "shorter")
-    monkeypatch.setattr(demo, "ENVIRONMENT", {**demo.ENVIRONMENT, **lammps.environment})
     difference = demo.run_lammps(tmp_path)
     printed = capsys.readouterr().out
     rows = [line.split() for line in printed.splitlines() if line.split()[:1] in (["0"], ["20"])]
@@ -59,8 +68,7 @@ def test_one_rank_and_two(demo, tmp_path, monkeypatch, capsys, lammps, dpa3_pt2)
     assert "on 2 procs" in printed and "1 thread(s) per rank" in printed
 
 
-def test_a_failing_run_shows_the_log(demo, tmp_path, monkeypatch, capsys, lammps):
-    monkeypatch.setattr(demo, "ENVIRONMENT", {**demo.ENVIRONMENT, **lammps.environment})
+def test_a_failing_run_shows_the_log(demo, tmp_path, capsys, environment):
     with pytest.raises(SystemExit) as left:
         demo.run_lammps(tmp_path)  # there is no dpa3.pt2
     assert left.value.code not in (None, 0)
