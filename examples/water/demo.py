@@ -128,7 +128,7 @@ def make_input(template: str, name: str, steps: int) -> dict[str, Any]:
     training.update(save_ckpt=f"{name}.ckpt", disp_file=f"{name}.lcurve.out")
     training["validation_data"]["numb_btch"] = 4
     # The rate falls from start_lr to stop_lr in 40 stairs over the run, however long it is.
-    data["learning_rate"].update(decay_steps=max(1, steps // 40), stop_lr=1e-5)
+    data["learning_rate"]["decay_steps"] = max(1, steps // 40)
     return data
 
 
