@@ -49,8 +49,8 @@ class Benchmark:
         self.scratch.mkdir()
         self.frames: dict[int, Path] = {}
         self.atoms: dict[int, int] = {}
-        self.models: dict[str, Path] = {}
-        """The files to evaluate, by side and suffix; the weights are the same."""
+        self.models: dict[tuple[str, str, str], Path] = {}
+        """The files to evaluate, by side, setting and suffix (see `_file`); the weights are the same."""
         self.rehearsed: dict[Case, dict[str, Any]] = {}
         self.outputs: dict[Case, dict[str, np.ndarray]] = {}
         """Energies, forces and virials of the rehearsals."""
@@ -115,14 +115,14 @@ class Benchmark:
             self.rehearsed[case] = answer = self._measure(case, rehearsal=True)
             if "skipped" in answer:
                 raise WorkerError(f"the weights come from a short training with backend pt: {answer['skipped']}")
-            self.models["ours.dp"] = self.scratch / "training-pt" / "model.ckpt.dp"
+            self.models["ours", "", ".dp"] = self.scratch / "training-pt" / "model.ckpt.dp"
             return
         case = Case(self.name, "training", f"{PEER} pt")
         self.rehearsed[case] = self._measure(case, rehearsal=True)
         folder = f"{self.name}/training-{PEER}-pt"
         place = self.scratch / f"training-{PEER}-pt"
         self.sides["peer"].run("freeze", folder, quantity="freeze")
-        self.models |= {"peer.pth": place / "frozen.pth", "ours.dp": place / "frozen.dp"}
+        self.models |= {("peer", "", ".pth"): place / "frozen.pth", ("ours", "", ".dp"): place / "frozen.dp"}
         job = {"model": str(place / "frozen.pth"), "target": str(place / "frozen.dp"), "several_ranks": False}
         self.sides["peer"].run("convert", folder, quantity="export", **job)
 
@@ -142,14 +142,13 @@ class Benchmark:
         """Exports, each with an empty cache; the files serve the other quantities."""
         for side in self.sides:
             for setting in ("", SEVERAL_RANKS):
-                users = [
-                    row for row in self.rows if row.skipped is None and self._file(row.case) == side + setting + ".pt2"
-                ]
+                key = (side, setting, ".pt2")
+                users = [row for row in self.rows if row.skipped is None and self._file(row.case) == key]
                 if not users:
                     continue
                 name = users[0].case.name
                 say(f"{self.name}: export{setting and ', '}{setting}, {name}")
-                target = self.models[f"{side}{setting}.pt2"] = self.scratch / f"{side}{setting.replace(' ', '-')}.pt2"
+                target = self.models[key] = self.scratch / f"{side}{setting.replace(' ', '-')}.pt2"
                 try:
                     answer = self._export(side, target, setting)
                 except WorkerError as problem:
@@ -158,22 +157,22 @@ class Benchmark:
                 for row in timed if "skipped" not in answer else users:
                     row.take(answer)
 
-    def _file(self, case: Case) -> str:
+    def _file(self, case: Case) -> tuple[str, str, str]:
         """The key in `models` of what a case needs, or makes."""
         way = case.way
         setting = case.setting if case.quantity == "export" else ""
-        if case.quantity == "lammps" and self._two_exports(way):
+        if case.quantity == "lammps" and case.ranks > 1 and self._two_exports(way):
             setting = SEVERAL_RANKS
-        return f"{way.side}{setting}{way.file}"
+        return way.side, setting, way.file
 
     def _two_exports(self, way: Way) -> bool:
-        """Whether LAMMPS needs another file than evaluations do."""
+        """Whether several ranks of LAMMPS need another file than one rank and evaluations do."""
         passing = self.content["model"]["descriptor"]["type"] in MESSAGE_PASSING
         return way.side == "peer" and passing and "lammps" in self.args.quantities and max(self.args.ranks) > 1
 
     def _export(self, side: str, target: Path, setting: str = "") -> dict[str, Any]:
         model = self.scratch / f"{target.stem}-source.dp"
-        shutil.copyfile(self.models["ours.dp"], model)
+        shutil.copyfile(self.models["ours", "", ".dp"], model)
         job = {"quantity": "export", "model": str(model), "target": str(target), "several_ranks": bool(setting)}
         return self.sides[side].run((self.name, "export", side), f"{self.name}/export-{target.stem}", cold=True, **job)
 

@@ -228,17 +228,23 @@ def test_both_programs_take_turns(benchmark):
 def test_lammps_on_several_ranks_needs_an_export_of_its_own(benchmark):
     chosen = ["--backends", ".pt2", "--peer-backends", ".pt2", "--quantities", "export", "evaluation", "lammps"]
     made = benchmark("--models", "dpa3", *chosen)
-    needs = {(each.case.quantity, each.case.way.side): made._file(each.case) for each in made.rows}
-    assert needs["lammps", "ours"] == needs["evaluation", "ours"] == "ours.pt2"
-    assert needs["evaluation", "peer"] == "peer.pt2"
-    assert needs["lammps", "peer"] == "peerfor several ranks.pt2"
+    cases = [each.case for each in made.rows]
+    needs = {(each.quantity, each.way.side, each.ranks): made._file(each) for each in cases}
+    assert (
+        needs["lammps", "ours", 1]
+        == needs["lammps", "ours", 2]
+        == needs["evaluation", "ours", 0]
+        == ("ours", "", ".pt2")
+    )
+    assert needs["lammps", "peer", 1] == needs["evaluation", "peer", 0] == ("peer", "", ".pt2")
+    assert needs["lammps", "peer", 2] == ("peer", "for several ranks", ".pt2")
     exports = [each.case.what() for each in made.rows if each.case.quantity == "export"]
     assert exports == ["export", "export", "export, for several ranks"]
 
 
 def test_local_models_have_one_export(benchmark):
     made = benchmark("--models", "sea", "--quantities", "export", "lammps")
-    assert {made._file(each.case) for each in made.rows if each.case.way.side == "peer"} == {"peer.pt2"}
+    assert {made._file(each.case) for each in made.rows if each.case.way.side == "peer"} == {("peer", "", ".pt2")}
 
 
 def test_slow_ways_of_the_peer_are_measured_once(benchmark):
