@@ -235,3 +235,22 @@ def test_another_lammps(lammps: Lammps, make_script, se_a_pt2, tmp_path):
     message = f"Pair style dpmodel cannot be used: it was built for LAMMPS 20240829, this is LAMMPS {here}"
     assert run.text.count(message) == 1
     assert lammps.run("units metal\n").status == 0
+
+
+def test_partitions(lammps, make_script, dpa3_pt2, tmp_path):
+    """Two simulations in one job, which take different numbers of steps: neither waits for the other."""
+    text = make_script(cube(), dpa3_pt2, after="variable steps world 2 6\nrun ${steps}").replace(
+        "out.atoms", "out.none"
+    )
+    command = [str(lammps.program), "-partition", "2x1", "-in", "in.lammps", "-log", "none"]
+    lammps.good(text, ranks=2, command=command)
+    for k, steps in enumerate((2, 6)):
+        assert f"for {steps} steps" in (tmp_path / f"screen.{k}").read_text()
+
+
+def test_load_balancing_during_a_run(lammps, make_script, dpa3_pt2):
+    """Domains that move while the atoms do."""
+    one = lammps.good(make_script(cube(), dpa3_pt2, after="run 10"))
+    after = "fix 2 all balance 3 1.0 rcb\nrun 10"
+    two = lammps.good(make_script(cube(), dpa3_pt2, before="comm_style tiled", after=after), ranks=2)
+    assert_same(two, one, 10)
