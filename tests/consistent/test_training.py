@@ -133,7 +133,7 @@ def test_gradients_of_traced_steps(case: str) -> None:
     step = CompiledStep(module, frozenset(wanted), derivatives=True)
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for frames, atoms in ((2, 7), (1, 1)):
-        system = random_system(model_of(case), frames=frames, atoms=atoms, virtual=atoms > 1)
+        system = random_system(model_of(case), frames=frames, atoms=atoms, virtual=int(atoms > 1))
         graph = graph_to_torch(graph_of(model_of(case), system))
         slopes = []
         for outputs in (step(graph), predict(module, graph, functools.partial(torch_gradient, create_graph=True))):
