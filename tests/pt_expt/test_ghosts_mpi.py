@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 pytest.importorskip("mpi4py")
 
 PROGRAM = Path(__file__).with_name("ghosts_program.py")
+ROOT = Path(__file__).parents[2]
 SECONDS_TO_END = 10.0
 
 
@@ -26,11 +28,12 @@ def mpiexec() -> str:
     return found
 
 
-def run(*arguments, ranks=2):
-    """(exit status, output, time of the end) of the program on some ranks; nothing of it outlives the test."""
-    command = [mpiexec(), "-n", str(ranks), sys.executable, "-W", "ignore", str(PROGRAM), *map(str, arguments)]
+def run(*arguments, ranks=2, program=PROGRAM, folder=None):
+    """(exit status, output, time of the end) of a program on some ranks; nothing of it outlives the test."""
+    command = [mpiexec(), "-n", str(ranks), sys.executable, "-W", "ignore", str(program), *map(str, arguments)]
     process = subprocess.Popen(
         command,
+        cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -51,6 +54,19 @@ def test_exchange_is_exact_and_its_adjoint_fits():
     assert status == 0, said
     assert said.count("holds") == 5 * 4 * 2
     assert "ends the job" not in said
+
+
+def test_example_of_the_docs(tmp_path):
+    text = (ROOT / "docs" / "exchange.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"<!-- a test runs this block on two ranks -->\n```python\n(.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "example.py").write_text(block, encoding="utf-8")
+    shutil.copy(ROOT / "tests" / "data" / "golden" / "dpa3.dp", tmp_path / "model.dp")
+    status, said, _ = run(program=tmp_path / "example.py", folder=tmp_path)
+    assert status == 0, said
+    ranks = sorted(line.split(maxsplit=2) for line in said.splitlines() if "(27, 3)" in line)
+    assert [rank for rank, _, _ in ranks] == ["0", "1"]
+    assert sum(int(atoms) for _, atoms, _ in ranks) == 27
+    assert ranks[0][2] == ranks[1][2]  # the energy
 
 
 def test_models_on_two_ranks_equal_one_process():
