@@ -34,11 +34,13 @@ from torch._functorch.aot_autograd import aot_compile_joint_with_descriptors, ao
 from torch._guards import TracingContext, tracing
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner, partition_fn
 from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
+from dpmodel.cache import cache_folder
 from dpmodel.errors import BackendError, DPError
 from dpmodel.graph import Graph, Leaf, check, map_leaves, map_record, sized
 from dpmodel.models import predict
@@ -46,9 +48,8 @@ from dpmodel.op import Kind, Op
 
 from ..pt.bridge import torch_gradient
 from .audit import audit, content_hash
-from .native import cache_folder
 
-__all__ = ["CompiledLower", "CompiledStep", "Traced", "model_state", "sample_graph", "trace"]
+__all__ = ["CompiledLower", "CompiledStep", "Traced", "model_state", "sample_graph", "trace", "use_own_cache"]
 
 logger = logging.getLogger(__name__)
 
@@ -253,8 +254,6 @@ def _shared(compiler: Any, key: str, names: Sequence[str], compiled: Callable[[]
         logger.info("Compiled before in this process: graph %.12s (traced in %.1f s)", key, traced - begin)
         return code
     logger.info("Compiling the model for any size of system (once; a minute or two without a cache)")
-    # In the user's own folder: what others may write to is no place for code that will be run.
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
     try:
         run = compiled()
     except Exception as problem:
@@ -266,6 +265,19 @@ def _shared(compiler: Any, key: str, names: Sequence[str], compiled: Callable[[]
     logger.info("Compiled graph %.12s: traced in %.1f s, compiled in %.1f s", key, traced - begin, _since(traced))
     code = _SHARED[compiler, key] = _Code(names, run, key)
     return code
+
+
+def use_own_cache() -> None:
+    """Let Inductor keep what it compiled in the user's own folder, unless its variable names another.
+
+    torch's own choice, which it writes into the environment on import, is below the folder of temporary files: lost on
+    a restart of the machine, and under a name that another user may have taken first, to put code there.
+    """
+    if os.environ.get(_CACHE_VARIABLE, default_cache_dir()) == default_cache_dir():
+        os.environ[_CACHE_VARIABLE] = str(cache_folder() / "inductor")
+
+
+_CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def _since(begin: float) -> float:
@@ -292,6 +304,7 @@ class _Compiled:
         code = self._codes.get(key)
         if code is None:
             # The content tells what can be shared; a model like one that was traced before need not be traced again.
+            use_own_cache()
             known = (compile_fx, compile_joint, key, _identity(self.module))
             code = _SHARED.get(known) or make()
             self._codes[key] = _SHARED[known] = code

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from dpmodel.backend import Evaluator, get_backend
 from dpmodel.backends.pt.bridge import graph_to_torch, to_torch
-from dpmodel.backends.pt_expt.compile import CompiledLower, sample_graph
+from dpmodel.backends.pt_expt.compile import CompiledLower, sample_graph, use_own_cache
 from dpmodel.descriptors import SeAConfig
 from dpmodel.errors import BackendError
 from dpmodel.fittings import EnerFittingConfig
@@ -106,3 +109,18 @@ def test_sizes_of_the_sample_are_distinct() -> None:
     groups = [] if sample.types is None else [rows.shape[0] for rows in sample.types.rows]
     assert len({n, m, e, f, *widths, *groups}) == 4 + len(widths) + len(groups)
     assert (sample.aparam.shape[0], sample.fparam.shape[0], sample.owner.shape[0]) == (n, f, m)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(None, "own/inductor"), (default_cache_dir(), "own/inductor"), ("/named", "/named")]
+)
+def test_the_folder_of_compiled_code(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, before: str | None, after: str
+) -> None:
+    """Ours, unless the user named one. torch writes its own choice into the environment when it is imported."""
+    monkeypatch.setenv("DPMODEL_CACHE_DIR", str(tmp_path / "own"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", before or "")
+    if before is None:
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    use_own_cache()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / after)

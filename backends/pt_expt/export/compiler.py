@@ -6,7 +6,6 @@ them, and one that a version does not know is left out.
 
 from __future__ import annotations
 
-import os
 import platform
 import warnings
 from pathlib import Path
@@ -15,10 +14,9 @@ from typing import Any, cast
 import torch
 from torch._inductor import aot_compile, config
 
-from dpmodel.cache import cache_folder
 from dpmodel.errors import BackendError
 
-__all__ = ["compile_program", "use_cache"]
+__all__ = ["compile_program"]
 
 OPTIONS: dict[str, Any] = {
     "aot_inductor.package": True,
@@ -28,11 +26,6 @@ OPTIONS: dict[str, Any] = {
 MARCH = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}
 """By torch's name of the instruction set: what all processors have that have it. Otherwise code would run on processors
 like the one that compiled it alone, and crash elsewhere without a word."""
-
-
-def use_cache() -> None:
-    """Keep what Inductor shares between compilations with our own cache. Before tracing: torch looks once."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
 
 
 def compile_program(exported: torch.export.ExportedProgram, folder: Path) -> list[Path]:

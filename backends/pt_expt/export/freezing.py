@@ -21,10 +21,11 @@ from dpmodel.graph import Graph
 from dpmodel.models import Model, predict
 
 from ...pt.bridge import Overrides, graph_to_torch, override_table, to_torch, torch_gradient
+from ..compile import use_own_cache
 from ..ghosts import GhostExchange, load_ops
 from .archive import METADATA, MODEL, pack
 from .artefact import Runner, hash_of, load_code, run_program
-from .compiler import compile_program, use_cache
+from .compiler import compile_program
 from .metadata import Comparison, describe_model, describe_program, describe_runtime
 from .program import builder_of, export_program, graph_like
 
@@ -39,7 +40,7 @@ def freeze(file: ModelFile, output: str | Path, *, overrides: Overrides, atomic_
     """
     output, model = Path(output), file.model
     _check_target(output)
-    use_cache()
+    use_own_cache()
     if not model.output().differentiable:
         raise InputError(f"freeze: {model.output().name!r} models cannot be frozen in this version, only energies")
     if model.message_passing:
