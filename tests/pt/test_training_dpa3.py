@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import dpmodel
-from dpmodel.errors import DataError
+from dpmodel.errors import DataError, DPError
 from dpmodel.metrics import evaluate_systems
 from dpmodel.training.run import train
 
@@ -73,6 +73,18 @@ def test_statistics(workshop: Any, tmp_path: Path, deviation: float) -> None:
     dstd = run(tmp_path, data).model.descriptor.dstd
     assert (dstd == 0.3).all() == (deviation > 0)
     assert (dstd > 0.009).all()
+
+
+def test_statistics_are_kept(workshop: Any, tmp_path: Path) -> None:
+    """A file of statistics serves the next run, and says so where it was made with other options."""
+    options = {"training__numb_steps": 0, "training__stat_file": "stat.h5"}
+    data = workshop.input(model__descriptor=dpa3(fix_stat_std=0.0), **options)
+    first = run(tmp_path, data).model.descriptor.dstd
+    data["training"]["stat_file_mode"] = "read"
+    np.testing.assert_array_equal(run(tmp_path, data).model.descriptor.dstd, first)
+    data["model"]["descriptor"] = dpa3(fix_stat_std=0.0, e_rcut=3.001)
+    with pytest.raises(DPError, match=r"stat\.h5.*rcut"):
+        run(tmp_path, data)
 
 
 def test_a_restart_goes_on_exactly(workshop: Any, tmp_path: Path) -> None:
