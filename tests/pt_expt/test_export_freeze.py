@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -66,7 +67,7 @@ def test_the_file(source: Path, target: Path, tmp_path: Path) -> None:
     assert metadata["precision"] == "float64"
     assert metadata["atomic_virial"] is False
     assert metadata["torch_version"] == __import__("torch").__version__
-    assert [each["atoms"] for each in metadata["compared"]] == [8, 11, 1]
+    assert [each["atoms"] for each in metadata["compared"]] == [8, 27, 1, 0]
     eager = dpmodel.load(source, backend="pt")
     coord = np.random.default_rng(0).uniform(0, 5, (2, 6, 3))
     found, expected = (p.evaluate(coord, [0, 1] * 3, 5 * np.eye(3)) for p in (dpmodel.load(target), eager))
@@ -130,6 +131,27 @@ def test_the_compiler_fails(program: Program, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(compiler, "aot_compile", fail)
     with pytest.raises(BackendError, match=r"export: the compiler failed: x{100,} g\+\+: command not found"):
         compiler.compile_program(program.exported, tmp_path)
+
+
+def test_sizes_that_the_compiler_restricts(models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it asks of the sample's sizes, it must not take the answer for a fact. Here it asks without care."""
+    module = to_torch(models.small_se_a()).eval().requires_grad_(False)
+    exported = export_program(module, graph_like(models.small_se_a()), atomic_virial=False).exported
+    env = compiler._shape_env(exported)
+    symbol = next(iter(exported.range_constraints))
+    size = env.create_symintnode(symbol, hint=11)
+    asked = []
+
+    def ask(*_: Any, **__: Any) -> list[str]:
+        asked.append(bool(size <= 28 + len(asked)))  # answers are remembered
+        return []
+
+    monkeypatch.setattr(compiler, "aot_compile", ask)
+    assert compiler.compile_program(exported, tmp_path) == []
+    assert asked == [True]
+    monkeypatch.setattr(env, "suppress_guards", contextlib.nullcontext)
+    with pytest.raises(BackendError, match=rf"restricted sizes of the model's inputs: {{'{symbol}': 'VR\[\d+, 29\]'"):
+        compiler.compile_program(exported, tmp_path)
 
 
 def test_targets_that_cannot_be(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:

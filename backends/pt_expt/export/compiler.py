@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.fx.experimental._config as fx_config
 from torch._inductor import aot_compile, config
 
 from dpmodel.errors import BackendError
@@ -33,17 +34,31 @@ def compile_program(exported: torch.export.ExportedProgram, folder: Path) -> lis
     options = {**OPTIONS, "aot_inductor.output_path": str(folder / "code")}
     if platform.machine() == "x86_64":
         options["cpp.march"] = MARCH.get(torch.backends.cpu.get_cpu_capability())
+    env = _shape_env(exported)
+    ranges = dict(env.var_to_range)
     module = cast(Any, exported.module(check_guards=False))
     inputs = tuple(exported.example_inputs[0]) if exported.example_inputs else ()
     try:
-        with warnings.catch_warnings():
+        # Inductor asks questions such as "is this product small?" of the sample's sizes and takes the answers for facts:
+        # it would believe that no system is larger than the sample, or that none has 0 or 1 atoms.
+        with warnings.catch_warnings(), cast(Any, fx_config).patch(backed_size_oblivious=True), env.suppress_guards():
             # torch deprecates parts of itself that its compiler still uses.
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", FutureWarning)
             files: Any = aot_compile(module, inputs, options=_known(options))
     except Exception as problem:
         raise BackendError(f"export: the compiler failed: {str(problem)[-500:]}") from problem
+    changed = {str(symbol): str(bounds) for symbol, bounds in env.var_to_range.items() if ranges.get(symbol) != bounds}
+    if changed:
+        raise BackendError(f"export: the compiler restricted sizes of the model's inputs: {changed}")
     return [Path(name) for name in files if isinstance(name, str) and not name.endswith((".cpp", ".h"))]
+
+
+def _shape_env(exported: torch.export.ExportedProgram) -> Any:
+    """What knows the ranges of the symbols."""
+    names = set(exported.graph_signature.user_inputs)
+    values = (node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder" and node.name in names)
+    return next(size.node.shape_env for value in values for size in value.shape if isinstance(size, torch.SymInt))
 
 
 def _known(options: dict[str, Any]) -> dict[str, Any]:

@@ -128,10 +128,11 @@ def _compare(run: Runner, metadata: dict[str, Any], graph: Graph, module: torch.
 
 
 def sample_graphs(model: Model) -> Iterator[Graph]:
-    """Graphs (NumPy) to compare on: two clusters, one of them with ghosts, and a single atom."""
+    """Graphs (NumPy) to compare on: larger and smaller than the sample that was traced, with and without ghosts."""
     yield _cluster(model, 2, 4)
-    yield with_ghosts(_cluster(model, 1, 11))
+    yield with_ghosts(_cluster(model, 1, 27))
     yield _cluster(model, 1, 1)
+    yield _cluster(model, 1, 0)
 
 
 def _cluster(model: Model, frames: int, atoms: int) -> Graph:

@@ -15,6 +15,7 @@ import sympy
 import torch
 import torch.fx.experimental._config as fx_config
 from torch._ops import OpOverload
+from torch.utils._sympy.numbers import int_oo as sympy_oo
 
 from dpmodel.errors import BackendError
 from dpmodel.geometry.build import GraphBuilder
@@ -137,8 +138,8 @@ def _check_axes(exported: torch.export.ExportedProgram, inputs: tuple[Leaf, ...]
             if axis_of.setdefault(symbol, axis) != axis:
                 raise BackendError(f"export: the axes {axis!r} and {axis_of[symbol]!r} were taken for the same")
     for symbol, bounds in exported.range_constraints.items():
-        if str(symbol) in axis_of and int(bounds.lower) > 0:
-            raise BackendError(f"export: the axis {axis_of[str(symbol)]!r} may not be below {bounds.lower}")
+        if str(symbol) in axis_of and not (bounds.lower <= 0 and bounds.upper == sympy_oo):
+            raise BackendError(f"export: the axis {axis_of[str(symbol)]!r} must be in [{bounds.lower}, {bounds.upper}]")
     return axis_of
 
 
