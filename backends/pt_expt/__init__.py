@@ -13,11 +13,13 @@ from dpmodel.descriptors.message_passing import MessagePassing
 from dpmodel.files.model_file import ModelFile
 from dpmodel.graph import Graph
 from dpmodel.models import Model
+from dpmodel.nn import Activation
 from dpmodel.op import Op
 
 from ..pt import TorchEvaluator, pick_device
 from ..pt.bridge import Overrides, override_table
 from ..pt.training import TorchStepper
+from .activation import SigmoidActivation
 from .compile import CompiledLower
 from .export import freeze, open_artefact
 from .ghosts import GhostExchange
@@ -26,7 +28,7 @@ from .training import CompiledStepper
 
 __all__ = ["BACKEND", "OVERRIDES", "CompiledEvaluator", "ExportableBackend"]
 
-OVERRIDES: Mapping[type[Op], type[Op]] = {MessagePassing: GhostExchange}
+OVERRIDES: Mapping[type[Op], type[Op]] = {Activation: SigmoidActivation, MessagePassing: GhostExchange}
 """Methods that trace and compile well. The eager overrides of `pt` are not stacked below: what is traced is the reference."""
 
 

@@ -57,7 +57,8 @@ def _axes(leaves: Sequence[Leaf], fakes: Sequence[torch.Tensor], shape_env: Any)
     """For every symbol of the trace, one that bears the name of its axis."""
     names: dict[sympy.Symbol, sympy.Symbol] = {}
     for leaf, fake in zip(leaves, fakes, strict=True):
-        for axis, size in zip(leaf.axes, fake.shape, strict=False):
+        sizes: Sequence[Any] = fake.shape
+        for axis, size in zip(leaf.axes, sizes, strict=False):
             found = sympy.sympify(size.node.expr if isinstance(size, torch.SymInt) else size)
             found = found.xreplace(shape_env.replacements)
             if not isinstance(found, sympy.Symbol):
