@@ -247,7 +247,7 @@ class Comm(Record):
     """What an exchange of ghost rows needs; read by a backend's `_exchange_ghosts` alone."""
 
     handle: Array = axes()
-    """(1,) int64 on the CPU: address of a struct of function pointers (see docs/design.md)."""
+    """(1,) int64 on the CPU: address of a struct of function pointers (see docs/exchange.md)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
