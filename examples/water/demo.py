@@ -64,7 +64,7 @@ def main() -> int:
     errors = test("water", folder=folder, backend=args.backend)
 
     title("3. Plot")
-    run("plot", "lcurve.out", "-o", "lcurve.png", "--title", f"water, se_e2_a, {args.steps} steps", folder=folder)
+    run("plot", "water.lcurve.out", "-o", "lcurve.png", "--title", f"water, se_e2_a, {args.steps} steps", folder=folder)
     run("plot", "--parity", "water", "-o", "parity.png", "--title", f"{TEST_FRAMES} frames of data_3", folder=folder)
 
     title(f"4. Molecular dynamics with ASE: {MD_STEPS} steps of {TIME_STEP} fs from {TEMPERATURE:g} K (NVE)")
