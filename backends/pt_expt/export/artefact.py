@@ -123,7 +123,7 @@ def run_program(run: Runner, metadata: dict[str, Any], graph: Graph) -> dict[str
     check(inputs)
     leaves = sized(inputs)
     _check_inputs(leaves, metadata["inputs"])
-    results = run([leaf.array.contiguous() for leaf in leaves])
+    results = run([_packed(leaf.array) for leaf in leaves])
     outputs = {each["name"]: value for each, value in zip(metadata["outputs"], results, strict=True)}
     if owner is not None:
         rows = torch.as_tensor(owner)
@@ -131,6 +131,17 @@ def run_program(run: Runner, metadata: dict[str, Any], graph: Graph) -> dict[str
             value = outputs[key]
             outputs[key] = value.new_zeros((n, *value.shape[1:])).index_add(0, rows, value)
     return outputs
+
+
+def _packed(x: torch.Tensor) -> torch.Tensor:
+    """Contiguous, with the strides of a fresh tensor: torch calls any strides contiguous where there is but one row."""
+    expected, step = [], 1
+    for size in reversed(x.shape):
+        expected.append(step)
+        step *= max(1, size)
+    return (
+        x if list(x.stride()) == expected[::-1] else torch.empty_like(x, memory_format=torch.contiguous_format).copy_(x)
+    )
 
 
 def _with_defaults(graph: Graph, metadata: dict[str, Any]) -> Graph:
