@@ -25,7 +25,6 @@ __all__ = ["build_loader", "build_plugin", "lammps_version", "mpi_include"]
 
 _HERE = Path(__file__).parent / "csrc"
 _PAIR = (
-    "archive.cpp",
     "artefact.cpp",
     "exchanging.cpp",
     "graph.cpp",

@@ -6,6 +6,7 @@ import json
 import shutil
 import zipfile
 
+import numpy as np
 import pytest
 
 from .conftest import changed, cube
@@ -46,11 +47,53 @@ def test_nan(lammps, make_script, request, model, rank):
     assert f"on rank {rank}" in run.text
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_force_that_is_nan(lammps, make_script, dpa3_pt2, rank):
+    """In the row of a ghost alone, before it is sent home."""
+    text = make_script(cube(), dpa3_pt2, after="run 5")
+    run = fails(lammps, text, "step 2: the force on atom", env={"DPMODEL_TEST_NAN_FORCE": f"{rank}:2"})
+    assert f"on rank {rank}" in run.text
+
+
+def test_nothing_is_left_behind(lammps, make_script, dpa3_pt2, tmp_path):
+    """What torch unpacks goes when it is loaded: an abort cleans nothing up."""
+    (tmp_path / "scratch").mkdir()
+    env = {"TMPDIR": str(tmp_path / "scratch"), "DPMODEL_TEST_FAIL_EXCHANGE": "1:1"}
+    fails(lammps, make_script(cube(), dpa3_pt2), "a failure made for tests", env=env)
+    assert not list((tmp_path / "scratch").rglob("*.so"))
+    assert not list((tmp_path / "scratch").glob("aotinductor*"))
+
+
 def test_atoms_at_one_place(lammps, make_script, dpa3_pt2):
     atoms = cube()
     atoms.coord[7] = atoms.coord[8] + 1e-9
     run = fails(lammps, make_script(atoms, dpa3_pt2), "are at one place")
     assert "atoms 8 and 9" in run.text or "atoms 9 and 8" in run.text
+
+
+def test_excluded_atoms_at_one_place(lammps, make_script, se_a_pt2, tmp_path):
+    """As in Python: a pair that no view holds may be at one place, another may not."""
+    atoms = cube()
+    one, other = (int(np.flatnonzero(atoms.kind == kind)[3]) for kind in (0, 1))
+    atoms.coord[one] = atoms.coord[other] + 1e-9
+    changed(se_a_pt2, tmp_path / "excluded.pt2", pair_exclude_types=[[0, 1]])
+    assert np.isfinite(lammps.good(make_script(atoms, "excluded.pt2"), ranks=2).energy())
+    fails(lammps, make_script(atoms, se_a_pt2), "are at one place")
+
+
+@pytest.mark.parametrize("values", ["101 1", "-101 1", "0 101", "0 -1"])
+def test_charge_and_spin_without_a_row(lammps, make_script, se_a_pt2, tmp_path, values):
+    changed(se_a_pt2, tmp_path / "charged.pt2", charge_spin=True)
+    text = make_script(cube(), "", style=f"dpmodel charged.pt2 charge_spin {values}")
+    message = f"charge_spin expects a charge from -100 to 100 and a spin from 0 to 100, got {values}"
+    fails(lammps, text, message, ranks=1)
+
+
+def test_charge_and_spin_with_a_row(lammps, make_script, se_a_pt2, tmp_path):
+    """Numbers are truncated, as in Python. The model behind these metadata has no use for them."""
+    changed(se_a_pt2, tmp_path / "charged.pt2", charge_spin=True)
+    for values in ("-100.9 100.9", "100 -0.5"):
+        lammps.good(make_script(cube(), "", style=f"dpmodel charged.pt2 charge_spin {values}"))
 
 
 def test_coordinates_that_are_not_numbers(lammps, make_script, dpa3_pt2):
@@ -125,7 +168,14 @@ def test_different_files_on_two_ranks(lammps, make_script, dpa3_pt2, tmp_path):
         ({"rcut": 2.0}, "neighbours are needed up to 4.0"),
         ({"max_bytes_per_row": 8}, "an exchange of 48 bytes per atom, at most 8 are declared"),
         ({"device": "cuda"}, "it was frozen for the device 'cuda'"),
-        ({"rename": lambda name: name.replace("/extra/", "/../extra/")}, "would be unpacked outside its folder"),
+        (
+            {"rename": lambda name: name.replace("/data/aotinductor/", "/../data/aotinductor/")},
+            "has a name that no exported model has",
+        ),
+        (
+            {"rename": lambda name: name.replace("data/dpmodel/model.dp", "data/aotinductor/model/..x")},
+            "its entry 'data/aotinductor/model/..x' has a name that no exported model has",
+        ),
         (
             {"rename": lambda name: name.replace("extra/dpmodel.json", "extra/other.json")},
             "it holds no extra/dpmodel.json",
@@ -155,7 +205,10 @@ def test_metadata_with_another_schedule(lammps, make_script, dpa3_pt2, tmp_path)
 
 
 def test_ghosts_that_do_not_reach(lammps, make_script, dpa3_pt2):
-    """The cutoff of ghosts cannot be chosen below that of the pair style: LAMMPS raises it, and says so."""
+    """LAMMPS raises the cutoff of ghosts to that of the pair style, and says so. Where it did not, the run would not begin."""
     one = lammps.good(make_script(cube(), dpa3_pt2))
     run = lammps.good(make_script(cube(), dpa3_pt2, before="comm_modify cutoff 2.0"), ranks=2)
     assert abs(run.energy() - one.energy()) <= 1e-10 * abs(one.energy())
+    message = "ghost atoms reach 3.9, the model needs 4: raise comm_modify cutoff"
+    run = fails(lammps, make_script(cube(), dpa3_pt2), message, env={"DPMODEL_TEST_REACH": "3.9"})
+    assert not run.thermo

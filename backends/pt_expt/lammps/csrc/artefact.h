@@ -66,6 +66,7 @@ class Artefact {
   std::map<std::string, at::Tensor> run(const Arrays &arrays);
 
  private:
+  static std::unique_ptr<torch::inductor::AOTIModelPackageLoader> load(const std::string &path);
   std::unique_ptr<torch::inductor::AOTIModelPackageLoader> loader_;
 };
 

@@ -44,11 +44,19 @@ GraphBuilder::GraphBuilder(std::vector<Request> requests, int64_t ntypes,
 Arrays GraphBuilder::build(const Surroundings &here) {
   problem_ = Problem();
   find_pairs(here);
-  if (!problem_.text.empty()) clear_pairs();
 
-  std::vector<std::vector<Rows>> views;
-  for (const auto &request : requests_) views.push_back(select(request));
+  const auto select_all = [this] {
+    std::vector<std::vector<Rows>> views;
+    for (const auto &request : requests_) views.push_back(select(request));
+    return views;
+  };
+  auto views = select_all();
   cut(views);
+  if (!allow_overlap_) check_overlap();
+  if (!problem_.text.empty()) {
+    clear_pairs();
+    views = select_all();
+  }
 
   Arrays arrays;
   const int64_t n = here.owned, m = here.all;
@@ -105,10 +113,6 @@ void GraphBuilder::find_pairs(const Surroundings &here) {
       if (distance <= rcut_) around_.push_back({distance, {vx, vy, vz}, j});
     }
     sort_around();
-    if (!allow_overlap_ && !order_.empty() && order_[0].first < SAME_PLACE) {
-      problem_ = {"are at one place: energies and forces would be NaN or infinite", i, around_[order_[0].second].row};
-      return;
-    }
     for (const auto &[distance, k] : order_) {
       const auto &other = around_[k];
       centre_.push_back(i);
@@ -194,6 +198,14 @@ void GraphBuilder::cut(std::vector<std::vector<Rows>> &views) {
   for (auto &view : views)
     for (auto &group : view)
       for (int64_t &row : group) row = place[row];
+}
+
+/* Of the pairs that some view uses: others may be at one place. */
+void GraphBuilder::check_overlap() {
+  const auto nearest = std::min_element(distance_.begin(), distance_.end());
+  if (nearest == distance_.end() || *nearest >= SAME_PLACE) return;
+  const auto row = nearest - distance_.begin();
+  problem_ = {"are at one place: energies and forces would be NaN or infinite", centre_[row], neighbour_[row]};
 }
 
 void GraphBuilder::put_view(Arrays &arrays, const std::string &path, const Request &request,

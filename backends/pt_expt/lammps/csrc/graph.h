@@ -70,6 +70,7 @@ class GraphBuilder {
   void sort_around();
   std::vector<Rows> select(const Request &request);
   void cut(std::vector<std::vector<Rows>> &views);
+  void check_overlap();
   void put_view(Arrays &arrays, const std::string &path, const Request &request, const std::vector<Rows> &rows,
                 int64_t owned);
   void put_angles(Arrays &arrays, const std::string &path, const AngleRequest &angles, const Rows &rows);

@@ -4,23 +4,25 @@
 
 #include "plugin.h"
 
-#include <cstdio>
+#include <cstdint>
 #include <cstdlib>
 #include <dlfcn.h>
 #include <fstream>
 #include <link.h>
 #include <stdexcept>
 #include <string>
+#include <unistd.h>
 
 extern "C" {
 int lammps_version(void *handle);
 int lammps_extract_setting(void *handle, const char *name);
+int lammps_get_mpi_comm(void *handle);
 void lammps_error(void *handle, int kind, const char *text);
 }
 
 namespace {
 
-constexpr int ERROR_ON_ALL = 2;  // LMP_ERROR_ALL
+constexpr int ERROR_ON_ONE = 1, ERROR_ON_ALL = 2;  // LMP_ERROR_ONE, LMP_ERROR_ALL
 constexpr const char *AGAIN = ". Build the plugin for these versions: dpmodel lammps build";
 
 std::string problem;
@@ -84,8 +86,27 @@ void set_environment() {
   setenv("KMP_BLOCKTIME", "0", 0);
 }
 
+/* Ends all ranks. MPI is the one that LAMMPS has loaded: this file is also there for a LAMMPS of another MPI, whose
+   communicators may be numbers or pointers; the functions take either in the same register. */
+void abort_all(void *lmp) {
+  const auto find = [](const char *name) { return dlsym(RTLD_DEFAULT, name); };
+  const auto abort_on = reinterpret_cast<int (*)(void *, int)>(find("MPI_Abort"));
+  const auto translate = reinterpret_cast<void *(*)(int)>(find("MPI_Comm_f2c"));
+  const int number = lammps_get_mpi_comm(lmp);
+  void *world = translate == nullptr ? reinterpret_cast<void *>(static_cast<intptr_t>(number)) : translate(number);
+  if (abort_on != nullptr) abort_on(world, 1);
+  std::abort();
+}
+
+/* Other ranks may have the pair style and wait for this one. */
 void *refuse(void *lmp) {
   const auto text = "Pair style dpmodel cannot be used: " + problem;
+  if (lammps_extract_setting(lmp, "world_size") > 1) {
+    // Where all ranks refuse, the first speaks for all and ends the others before they do.
+    if (lammps_extract_setting(lmp, "world_rank") > 0) usleep(500000);
+    lammps_error(lmp, ERROR_ON_ONE, text.c_str());  // prints it; the exception stays within
+    abort_all(lmp);
+  }
   lammps_error(lmp, ERROR_ON_ALL, text.c_str());  // prints it once; the exception stays within
   throw std::runtime_error("Pair style dpmodel cannot be used, see the message above");
 }

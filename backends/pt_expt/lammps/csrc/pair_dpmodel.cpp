@@ -30,6 +30,9 @@ using namespace LAMMPS_NS;
 
 namespace {
 
+// Rows of the tables of dpmodel/nn/charge_spin.py.
+constexpr double LARGEST_CHARGE = 100.0, LARGEST_SPIN = 100.0;
+
 constexpr double BOLTZMANN = 8.617343e-5;  // eV/K, as LAMMPS has it in units metal
 
 /* `Comm::bordergroup` is protected: name it through a class that may. */
@@ -83,7 +86,6 @@ void PairDPModel::fail_alone(const std::string &problem) {
     error->one(FLERR, Error::NOLASTLINE, "Pair style dpmodel: {}", problem);
   } catch (...) {
     // Under `lmp` the exception would end the job. In a library it would end this rank, and leave the others waiting.
-    model_.reset();  // removes what was unpacked
     MPI_Abort(world, 1);
     std::abort();
   }
@@ -100,11 +102,16 @@ void PairDPModel::settings(int narg, char **arg) {
   if (narg < 1)
     error->all(FLERR, "Pair style dpmodel: expected a model: pair_style dpmodel model.pt2 [fparam v ...] [aparam v ...] "
                       "[charge_spin q s]");
+  // What can fail comes first: a program that goes on after an error has the style as it was.
+  auto model = load(arg[0]);
+  auto parameters = read_options(*model, arg[0], narg - 1, arg + 1);
+  path_ = arg[0];
+  model_ = std::move(model);
+  parameters_ = std::move(parameters);
+  warned_ = false;
   if (allocated)  // a second pair_style command: coefficients are to be given again
     for (int i = 1; i <= atom->ntypes; ++i)
       for (int j = 1; j <= atom->ntypes; ++j) setflag[i][j] = 0;
-  load(arg[0]);
-  read_options(narg - 1, arg + 1);
   const auto &about = model_->about;
   builder_ = GraphBuilder(about.requests, about.ntypes, about.excluded, about.group_by_type, about.allow_overlap);
   declare_exchanges(about.exchanges, about.max_bytes_per_row);
@@ -115,23 +122,28 @@ void PairDPModel::settings(int narg, char **arg) {
                    about.ntypes, about.rcut, about.precision, threads);
 }
 
-void PairDPModel::load(const std::string &path) {
-  path_ = path;
+std::unique_ptr<Artefact> PairDPModel::load(const std::string &path) {
   std::string problem;
-  model_.reset();
+  std::unique_ptr<Artefact> model;
   try {
-    model_ = std::make_unique<Artefact>(path);
+    model = std::make_unique<Artefact>(path);
   } catch (const std::exception &reason) {
     problem = fmt::format("cannot use the model {}: {}", path, reason.what());
   }
   share(problem);
-  const uint64_t hashes[2] = {model_->hash, ~model_->hash};
+  const uint64_t hashes[2] = {model->hash, ~model->hash};
   uint64_t least[2];
   MPI_Allreduce(hashes, least, 2, MPI_UINT64_T, MPI_MIN, world);
   if (least[0] != ~least[1])
     error->all(FLERR, Error::NOLASTLINE,
                "Pair style dpmodel: {} is not the same file on every rank. Use one file that all nodes see, or equal copies",
                path);
+  return model;
+}
+
+void PairDPModel::need_model(const char *command) {
+  if (!model_)
+    error->all(FLERR, "Pair style dpmodel: {} needs a model, and no pair_style dpmodel command has loaded one", command);
 }
 
 std::vector<double> PairDPModel::read_numbers(int narg, char **arg, int &at, int64_t wanted) const {
@@ -143,34 +155,40 @@ std::vector<double> PairDPModel::read_numbers(int narg, char **arg, int &at, int
   return values;
 }
 
-void PairDPModel::read_options(int narg, char **arg) {
-  const auto &about = model_->about;
-  fparam_ = about.default_fparam;
-  charge_spin_ = about.default_charge_spin;
-  aparam_.clear();
+PairDPModel::Parameters PairDPModel::read_options(const Artefact &model, const std::string &path, int narg, char **arg) {
+  const auto &about = model.about;
+  Parameters given = {about.default_fparam, {}, about.default_charge_spin};
   for (int at = 0; at < narg;) {
     const std::string name = arg[at];
     if (name == "fparam" && about.dim_fparam > 0)
-      fparam_ = read_numbers(narg, arg, at, about.dim_fparam);
+      given.fparam = read_numbers(narg, arg, at, about.dim_fparam);
     else if (name == "aparam" && about.dim_aparam > 0)
-      aparam_ = read_numbers(narg, arg, at, about.dim_aparam);
+      given.aparam = read_numbers(narg, arg, at, about.dim_aparam);
     else if (name == "charge_spin" && about.charge_spin)
-      charge_spin_ = read_numbers(narg, arg, at, 2);
+      given.charge_spin = read_numbers(narg, arg, at, 2);
     else if (name == "fparam" || name == "aparam" || name == "charge_spin")
       error->all(FLERR, "Pair style dpmodel: this model takes no {}", name);
     else
       error->all(FLERR, "Pair style dpmodel: unknown option '{}'; known are fparam, aparam and charge_spin. One model can be given",
                  name);
   }
-  const char *missing = about.dim_fparam > 0 && fparam_.empty()    ? "fparam"
-                        : about.dim_aparam > 0 && aparam_.empty()  ? "aparam"
-                        : about.charge_spin && charge_spin_.empty() ? "charge_spin"
-                                                                    : nullptr;
+  const char *missing = about.dim_fparam > 0 && given.fparam.empty()    ? "fparam"
+                        : about.dim_aparam > 0 && given.aparam.empty()  ? "aparam"
+                        : about.charge_spin && given.charge_spin.empty() ? "charge_spin"
+                                                                         : nullptr;
   if (missing != nullptr)
-    error->all(FLERR, "Pair style dpmodel: this model needs {}: pair_style dpmodel {} {} v ...", missing, path_, missing);
+    error->all(FLERR, "Pair style dpmodel: this model needs {}: pair_style dpmodel {} {} v ...", missing, path, missing);
+  if (about.charge_spin) {
+    const double charge = std::trunc(given.charge_spin[0]), spin = std::trunc(given.charge_spin[1]);
+    if (!(std::fabs(charge) <= LARGEST_CHARGE && spin >= 0.0 && spin <= LARGEST_SPIN))
+      error->all(FLERR, "Pair style dpmodel: charge_spin expects a charge from {} to {} and a spin from 0 to {}, got {} {}",
+                 -LARGEST_CHARGE, LARGEST_CHARGE, LARGEST_SPIN, given.charge_spin[0], given.charge_spin[1]);
+  }
+  return given;
 }
 
 void PairDPModel::coeff(int narg, char **arg) {
+  need_model("pair_coeff");
   const int ntypes = atom->ntypes;
   const auto &names = model_->about.type_map;
   const auto known = joined(names);
@@ -183,17 +201,18 @@ void PairDPModel::coeff(int narg, char **arg) {
   if (narg == 2 && ntypes > model_->about.ntypes)
     error->all(FLERR, "Pair style dpmodel: the simulation has {} types and the model {} ({}): name them in pair_coeff * *",
                ntypes, model_->about.ntypes, known);
-  type_of_.assign(ntypes + 1, -1);
+  std::vector<int64_t> type_of(ntypes + 1, -1);
   for (int type = 1; type <= ntypes; ++type) {
     if (narg == 2) {
-      type_of_[type] = type - 1;
+      type_of[type] = type - 1;
     } else if (std::strcmp(arg[type + 1], "NULL") != 0) {
       const auto at = std::find(names.begin(), names.end(), arg[type + 1]);
       if (at == names.end())
         error->all(FLERR, "Pair style dpmodel: the model has no type '{}'; it has {}", arg[type + 1], known);
-      type_of_[type] = at - names.begin();
+      type_of[type] = at - names.begin();
     }
   }
+  type_of_ = std::move(type_of);
   if (!allocated) {
     allocated = 1;
     memory->create(setflag, ntypes + 1, ntypes + 1, "pair:setflag");
@@ -206,6 +225,7 @@ void PairDPModel::coeff(int narg, char **arg) {
 }
 
 void PairDPModel::init_style() {
+  need_model("a run");
   if (std::strcmp(update->unit_style, "lj") == 0)
     error->all(FLERR, "Pair style dpmodel: units lj have no eV and no Angstrom; use units metal, real, ...");
   if (!force->newton_pair)
@@ -224,7 +244,11 @@ void PairDPModel::init_style() {
 double PairDPModel::init_one(int /*i*/, int /*j*/) { return model_->about.rcut * angstrom_; }
 
 void PairDPModel::setup() {
-  const double cutoff = model_->about.rcut * angstrom_, reach = comm->get_comm_cutoff();
+  const double cutoff = model_->about.rcut * angstrom_;
+  double reach = comm->get_comm_cutoff();
+#ifdef DPMODEL_TESTING
+  reach = reach_of_ghosts(reach);
+#endif
   if (reach < cutoff)
     error->all(FLERR, "Pair style dpmodel: ghost atoms reach {}, the model needs {}: raise comm_modify cutoff", reach, cutoff);
 }
@@ -250,9 +274,10 @@ Arrays PairDPModel::make_arrays() {
   const auto parameter = [](const std::vector<double> &values, int64_t rows) {
     return at::tensor(values, at::kDouble).expand({rows, static_cast<int64_t>(values.size())}).contiguous();
   };
-  if (!fparam_.empty()) arrays["fparam"] = parameter(fparam_, 1);
-  if (!aparam_.empty()) arrays["aparam"] = parameter(aparam_, owned);
-  if (!charge_spin_.empty()) arrays["charge_spin"] = parameter(charge_spin_, 1);
+  const auto &[fparam, aparam, charge_spin] = parameters_;
+  if (!fparam.empty()) arrays["fparam"] = parameter(fparam, 1);
+  if (!aparam.empty()) arrays["aparam"] = parameter(aparam, owned);
+  if (!charge_spin.empty()) arrays["charge_spin"] = parameter(charge_spin, 1);
   arrays["comm.handle"] = at::full({1}, reinterpret_cast<int64_t>(&ghosts_), at::kLong);
   return arrays;
 }
@@ -303,6 +328,9 @@ void PairDPModel::compute(int eflag, int vflag) {
 }
 
 void PairDPModel::check_numbers(const std::map<std::string, at::Tensor> &outputs, std::string &problem) const {
+#ifdef DPMODEL_TESTING
+  poison_force(outputs.at("force"), comm->me, update->ntimestep);
+#endif
   const auto &force = outputs.at("force");
   const double *f = force.data_ptr<double>();
   int64_t bad = -1;

@@ -24,9 +24,15 @@ class PairDPModel : public Exchanging {
   void compute(int eflag, int vflag) override;
 
  private:
-  void load(const std::string &path);
-  void read_options(int narg, char **arg);
+  /* What a frame has besides its atoms. */
+  struct Parameters {
+    std::vector<double> fparam, aparam, charge_spin;
+  };
+
+  std::unique_ptr<Artefact> load(const std::string &path);
+  Parameters read_options(const Artefact &model, const std::string &path, int narg, char **arg);
   std::vector<double> read_numbers(int narg, char **arg, int &at, int64_t wanted) const;
+  void need_model(const char *command);
   Arrays make_arrays();
   std::map<std::string, at::Tensor> run(const Arrays &arrays);
   void check_numbers(const std::map<std::string, at::Tensor> &outputs, std::string &problem) const;
@@ -39,11 +45,12 @@ class PairDPModel : public Exchanging {
   [[noreturn]] void fail_alone(const std::string &problem);
   std::string name_of(int64_t row) const;
 
+  // Of the last pair_style command that succeeded:
   std::string path_;
   std::unique_ptr<Artefact> model_;
   GraphBuilder builder_;
   std::vector<int64_t> type_of_;  // by type of LAMMPS, from 1: type of the model, -1 for NULL
-  std::vector<double> fparam_, aparam_, charge_spin_;
+  Parameters parameters_;
   double energy_unit_ = 1.0;  // 1 eV in units of LAMMPS
   double angstrom_ = 1.0;     // 1 Å in units of LAMMPS
   bool warned_ = false;

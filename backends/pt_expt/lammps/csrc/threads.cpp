@@ -18,6 +18,8 @@ int threads_per_rank(MPI_Comm world) {
   // Ranks may be bound to processors of their own, or all may use all.
   MPI_Allreduce(&own, &together, static_cast<int>(sizeof(own)), MPI_BYTE, MPI_BOR, node);
   MPI_Comm_free(&node);
+  // With `-partition` the node has ranks of other simulations too. mpiexec of mpich says how many there are in all.
+  if (const char *local = std::getenv("MPI_LOCALNRANKS")) ranks = std::max(ranks, std::atoi(local));
   const char *given = std::getenv("OMP_NUM_THREADS");
   const int wanted = given == nullptr ? 0 : std::atoi(given);
   if (wanted > 0) return wanted;

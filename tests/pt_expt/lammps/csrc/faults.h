@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 
+#include <cmath>
 #include <cstddef>
 #include <cstdio>
 #include <cstdlib>
@@ -25,6 +26,17 @@ inline bool exchange_must_fail(int rank, std::size_t number) {
 }
 
 inline bool energy_must_be_nan(int rank, long step) { return asked("DPMODEL_TEST_NAN", rank, step); }
+
+/* The last force of a rank: that of a ghost, where there are ghosts. */
+inline void poison_force(const at::Tensor &force, int rank, long step) {
+  if (asked("DPMODEL_TEST_NAN_FORCE", rank, step)) force.data_ptr<double>()[force.numel() - 1] = std::nan("");
+}
+
+/* How far ghosts are said to reach. */
+inline double reach_of_ghosts(double reach) {
+  const char *text = std::getenv("DPMODEL_TEST_REACH");
+  return text == nullptr ? reach : std::atof(text);
+}
 
 /* All arrays of a graph as text, a line each: name, number of axes, sizes, numbers. */
 inline void dump_graph(const std::unordered_map<std::string, at::Tensor> &arrays) {
