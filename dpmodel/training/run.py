@@ -22,10 +22,9 @@ from dpmodel.descriptors.base import Capacity
 from dpmodel.errors import InputError
 from dpmodel.files.atomic import atomic_write
 from dpmodel.files.model_file import ModelFile, from_tree, to_tree
-from dpmodel.geometry.build import GraphBuilder
 from dpmodel.input import Input, load_input
 from dpmodel.losses import build_loss
-from dpmodel.models import StandardModel
+from dpmodel.models import StandardModel, builder_of
 from dpmodel.models.build import build_model
 from dpmodel.statistics.cache import StatCache
 from dpmodel.statistics.fit import fit_statistics
@@ -194,10 +193,7 @@ class _Run:
             check_same_run(self.checkpoint, self.normalised, self.num_steps)
         model = build_model(config, seed=self.seed)
         # One for statistics and steps: it warns once of neighbours that it cuts off.
-        self.builder = GraphBuilder(
-            requests=model.requests(), ntypes=model.ntypes, exclude_pairs=model.pair_exclude_types,
-            group_by_type=model.groups_types(), allow_overlap=model.tolerates_overlap(),
-        )  # fmt: skip
+        self.builder = builder_of(model)
         self.observed = observed_types(self.data, config.type_map)
         if self.origin is not None:
             self.model = adopt(model, self.origin.model, self.origin_name, exact=self.checkpoint is not None)

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from dpmodel.geometry import GraphBuilder, TruncationWarning
+from dpmodel.geometry import TruncationWarning
 from dpmodel.graph import Edges, Graph, Slots
-from dpmodel.models import Model
+from dpmodel.models import Model, builder_of
 
 __all__ = ["System", "charges", "graph_of", "map_views", "random_system", "with_ghosts"]
 
@@ -82,12 +82,7 @@ def charges(frames: int) -> np.ndarray:
 
 def graph_of(model: Model, system: System) -> Graph:
     """The graph of a system. That neighbours are cut off is a matter of other tests."""
-    builder = GraphBuilder(
-        requests=model.requests(),
-        ntypes=model.ntypes,
-        exclude_pairs=model.pair_exclude_types,
-        group_by_type=model.groups_types(),
-    )
+    builder = builder_of(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)
         return builder.build(**vars(system))

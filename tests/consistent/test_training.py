@@ -19,12 +19,11 @@ from dpmodel.backends.pt.training import TorchStepper
 from dpmodel.backends.pt_expt import compile as compilation
 from dpmodel.backends.pt_expt.compile import CompiledStep
 from dpmodel.files.model_file import read_model
-from dpmodel.geometry.build import GraphBuilder
 from dpmodel.graph import Graph
 from dpmodel.input import schema
 from dpmodel.input.sections import AdamConfig, InputFile
 from dpmodel.losses import EnerLoss, EnerLossConfig, build_loss
-from dpmodel.models import Model, predict
+from dpmodel.models import Model, builder_of, predict
 
 from .cases import COMBINED, model_of, single
 from .systems import graph_of, random_system
@@ -37,10 +36,7 @@ def load(case: str) -> tuple[dict[str, Any], Any, EnerLoss, Graph, dict[str, np.
     about = json.loads((DATA / "training" / f"{case}.json").read_text())
     arrays = np.load(DATA / "training" / f"{case}.npz")
     model = read_model(DATA / "golden" / about["model"]).model
-    builder = GraphBuilder(
-        requests=model.requests(), ntypes=model.ntypes, exclude_pairs=model.pair_exclude_types,
-        group_by_type=model.groups_types(),
-    )  # fmt: skip
+    builder = builder_of(model)
     coord, atype = arrays["in/coord"], arrays["in/atype"]
     extra = {name: arrays[f"in/{name}"] for name in ("fparam", "aparam") if f"in/{name}" in arrays}
     graph = builder.build(coord, atype, arrays["in/box"].reshape(-1, 3, 3), **extra)

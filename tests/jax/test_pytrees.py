@@ -12,8 +12,7 @@ import pytest
 import dpmodel
 from dpmodel.backends.jax.bridge import double_precision, graph_to_jax, to_jax
 from dpmodel.files.model_file import read_model
-from dpmodel.geometry import GraphBuilder
-from dpmodel.models import Model
+from dpmodel.models import Model, builder_of
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
@@ -44,7 +43,7 @@ def test_tree_map(model: Model) -> None:
 
 def test_gradients_are_models(model: Model) -> None:
     coord, atype = system(5)
-    graph = GraphBuilder(requests=model.requests(), ntypes=2).build(coord[None], atype[None], None)
+    graph = builder_of(model).build(coord[None], atype[None], None)
     with double_precision():
         tree, inputs = to_jax(model), graph_to_jax(graph)
         energy = jax.jit(lambda tree: tree(inputs)["energy"].sum())

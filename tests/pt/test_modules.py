@@ -18,7 +18,7 @@ from dpmodel.backends.pt.bridge import graph_to_torch, to_torch, torch_gradient
 from dpmodel.files.model_file import read_model
 from dpmodel.geometry import GraphBuilder
 from dpmodel.graph import Comm, Graph
-from dpmodel.models import Model, predict
+from dpmodel.models import Model, builder_of, predict
 from dpmodel.nn import Linear
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -32,7 +32,7 @@ def model() -> Model:
 @pytest.fixture(scope="module")
 def graph(model: Model) -> Graph:
     rng = np.random.default_rng(0)
-    builder = GraphBuilder(requests=model.requests(), ntypes=model.ntypes)
+    builder = builder_of(model)
     return graph_to_torch(builder.build(rng.uniform(0, 4, (1, 5, 3)), np.array([[0, 1, 1, 0, 1]]), None))
 
 

@@ -17,10 +17,10 @@ from dpmodel.data import Dataset
 from dpmodel.data.labels import as_request
 from dpmodel.errors import InputError
 from dpmodel.files.model_file import read_model
-from dpmodel.geometry.build import GraphBuilder
 from dpmodel.input import load_model
 from dpmodel.input.sections import AdamConfig, AdamWConfig
 from dpmodel.losses import EnerLossConfig, build_loss
+from dpmodel.models import builder_of
 from dpmodel.models.build import build_model
 from dpmodel.statistics.fit import fit_statistics
 from dpmodel.training.batches import Prepared, prepare
@@ -63,7 +63,7 @@ def batch_of(model: Any, sizes: tuple[int, ...], seed: int = 0) -> Prepared:
     rng = np.random.default_rng(seed)
     f, n = len(sizes), max(sizes)
     atype = np.where(np.arange(n) < np.array(sizes)[:, None], rng.integers(0, model.ntypes, (f, n)), -1)
-    builder = GraphBuilder(requests=model.requests(), ntypes=model.ntypes, group_by_type=model.groups_types())
+    builder = builder_of(model)
     grid = np.stack(np.meshgrid(*[np.arange(3)] * 3, indexing="ij"), -1).reshape(-1, 3)[:n] * 2.2
     coord = grid + rng.uniform(0, 0.8, (f, n, 3))
     more = {"fparam": rng.normal(size=(f, model.dim_fparam)), "aparam": rng.normal(size=(f, n, model.dim_aparam))}
@@ -286,7 +286,7 @@ def test_statistics_of_the_bias(workshop: Any, water_data: Path) -> None:
             **preset,
         }
         model = build_model(load_model(section), seed=1)
-        builder = GraphBuilder(requests=model.requests(), ntypes=2, group_by_type=model.groups_types())
+        builder = builder_of(model)
         fitted = fit_statistics(model, data, builder, nbatch=10, protect=0.01)
         np.testing.assert_allclose(fitted.out_bias[:, 0], [first, np.mean(energies[:, 1::2])], rtol=1e-12)
         batch = prepare(data.systems[0].batch(np.arange(2)), builder, frozenset({"force", "atom_ener"}))

@@ -5,6 +5,7 @@ Prints one line per check on rank 0; a check that fails raises, which ends the j
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import sys
 import warnings
@@ -19,9 +20,9 @@ from dpmodel.backends.pt.bridge import graph_to_torch, override_table, to_torch,
 from dpmodel.backends.pt_expt.ghosts import FaultProvider, GhostExchange, decompose, load_ops, slabs
 from dpmodel.backends.pt_expt.ghosts.mpi import MPIProvider, aborting, evaluate
 from dpmodel.descriptors.message_passing import MessagePassing
-from dpmodel.geometry import GraphBuilder, TruncationWarning
+from dpmodel.geometry import TruncationWarning
 from dpmodel.input.sections import ModelConfig
-from dpmodel.models import predict
+from dpmodel.models import builder_of, predict
 from dpmodel.models.build import build_model
 
 WORLD = MPI.COMM_WORLD
@@ -158,7 +159,7 @@ def model() -> None:
         extra: dict[str, Any] = {}
         if model.dim_aparam:
             extra = {"aparam": rng.normal(size=(1, 18, 2)), "fparam": rng.normal(size=(1, 1))}
-        builder = GraphBuilder(model.requests(), 2, exclude_pairs=model.pair_exclude_types, group_by_type=True)
+        builder = dataclasses.replace(builder_of(model), group_by_type=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncationWarning)
             graph = builder.build(
@@ -188,7 +189,7 @@ def fault(kind: Any, at: int) -> None:
     """One exchange fails on the last rank; the others go on to the next collective call."""
     model = model_of()
     coord, atype, cell = system(18)
-    graph = GraphBuilder(model.requests(), 2).build(coord[None], atype[None], cell[None])
+    graph = builder_of(model).build(coord[None], atype[None], cell[None])
     part = decompose(graph, coord, cell, slabs(coord, cell, SIZE), SIZE)[RANK]
     provider: Any = MPIProvider.of(WORLD, part)
     if RANK == SIZE - 1:

@@ -18,9 +18,8 @@ from dpmodel.backends.pt_expt.compile import CompiledLower, sample_graph, use_ow
 from dpmodel.descriptors import SeAConfig
 from dpmodel.errors import BackendError
 from dpmodel.fittings import EnerFittingConfig
-from dpmodel.geometry import GraphBuilder
 from dpmodel.graph import Graph
-from dpmodel.models import Model, StandardModel
+from dpmodel.models import Model, StandardModel, builder_of
 from dpmodel.op import Op
 
 
@@ -40,7 +39,7 @@ def graph_of(model: Model, atoms: int, frames: int = 1) -> Graph:
     rng = np.random.default_rng(atoms)
     grid = np.stack(np.meshgrid(*[np.arange(5)] * 3), axis=-1).reshape(-1, 3)[:atoms]
     coord = 1.9 * grid + rng.uniform(0, 0.4, (frames, atoms, 3))
-    builder = GraphBuilder(requests=model.requests(), ntypes=1, group_by_type=model.groups_types())
+    builder = builder_of(model)
     return builder.build(coord, np.zeros((frames, atoms), np.int64), None)
 
 

@@ -25,11 +25,10 @@ from dpmodel.descriptors import DPA3Config, SeAConfig
 from dpmodel.descriptors.dpa3 import RepflowConfig
 from dpmodel.errors import BackendError
 from dpmodel.fittings import EnerFittingConfig
-from dpmodel.geometry.build import GraphBuilder
 from dpmodel.graph import Graph
 from dpmodel.input.sections import AdamConfig
 from dpmodel.losses import EnerLossConfig, build_loss
-from dpmodel.models import Model, StandardModel, predict
+from dpmodel.models import Model, StandardModel, builder_of, predict
 from dpmodel.op import Array, Op, buffer, param
 from dpmodel.training.batches import Prepared
 
@@ -73,7 +72,7 @@ def batch_of(model: Model, sizes: tuple[int, ...], *, seed: int = 0, frames_with
     rng = np.random.default_rng(seed)
     f, n = len(sizes), max(sizes)
     atype = np.where(np.arange(n) < np.array(sizes)[:, None], rng.integers(0, model.ntypes, (f, n)), -1)
-    builder = GraphBuilder(requests=model.requests(), ntypes=model.ntypes, group_by_type=model.groups_types())
+    builder = builder_of(model)
     grid = np.stack(np.meshgrid(*[np.arange(3)] * 3, indexing="ij"), -1).reshape(-1, 3)[:n] * 2.2
     cell = None if frames_without_cell else np.tile(np.eye(3) * 6.6, (f, 1, 1))
     more = {"fparam": rng.normal(size=(f, model.dim_fparam)), "aparam": rng.normal(size=(f, n, model.dim_aparam))}

@@ -1,0 +1,19 @@
+"""What builds the graphs of a model."""
+
+from __future__ import annotations
+
+from dpmodel.geometry.build import GraphBuilder
+from dpmodel.models.standard import Model
+
+__all__ = ["builder_of"]
+
+
+def builder_of(model: Model) -> GraphBuilder:
+    """The builder of a model's graphs, with all that the model demands of them: lists, excluded pairs, groups of types."""
+    return GraphBuilder(
+        requests=model.requests(),
+        ntypes=model.ntypes,
+        exclude_pairs=model.pair_exclude_types,
+        group_by_type=model.groups_types(),
+        allow_overlap=model.tolerates_overlap(),
+    )
