@@ -90,8 +90,8 @@ DPA3 = Case(
         "descriptor": {
             "type": "dpa3",
             "repflow": {
-                "e_rcut": 4.0, "e_rcut_smth": 1.5, "e_sel": 40, "a_rcut": 3.0, "a_rcut_smth": 1.0, "a_sel": 40,
-                "n_dim": 6, "e_dim": 4, "a_dim": 4, "nlayers": 2, "axis_neuron": 2, "update_residual": 0.4,
+                "e_rcut": 4.0, "e_rcut_smth": 2.5, "e_sel": 32, "a_rcut": 3.0, "a_rcut_smth": 2.0, "a_sel": 32,
+                "n_dim": 6, "e_dim": 4, "a_dim": 4, "nlayers": 2, "axis_neuron": 2, "update_residual": 2.0,
                 "smooth_edge_update": True,
             },
         },

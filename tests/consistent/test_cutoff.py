@@ -22,7 +22,7 @@ def test_smooth_at_the_cutoff(case: str) -> None:
     for radius in radii:
         for kind in range(model.ntypes):
             results = []
-            for distance in (radius - 3e-4, radius - 1e-4, radius + 1e-4):
+            for distance in (radius - 3e-5, radius - 1e-5, radius + 1e-5):
                 coord, atype = start.coord.copy(), start.atype.copy()
                 coord[0, 2], atype[0, 2] = distance * along, kind
                 results.append(runner(case, Backend.TORCH)(graph_of(model, start.replace(coord=coord, atype=atype))))
