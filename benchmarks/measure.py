@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -29,6 +30,7 @@ LIMIT = 30.0
 """Seconds of evaluation in one process, after which one call behind the warm-up is enough."""
 SLOW = 1.5
 """Ways of the peer that took so many times as long as its best are measured in the first round alone."""
+START = time.monotonic()
 ERROR_LINE = re.compile(r"(ERROR|[A-Za-z_][\w.]*(Error|Exception|Node))\b.*:")
 """The line of what a failing program wrote that says what happened."""
 ENERGY_PER_ATOM = 1e-5
@@ -87,9 +89,11 @@ class Benchmark:
                 yield from (Case(self.name, quantity, name, setting=SEVERAL_RANKS) for name in two)
 
     def _turns(self, quantity: str) -> list[str]:
-        """The ways that compute a quantity, one of ours and one of the peer in turn."""
+        """The ways that compute a quantity, one of ours and one of the peer in turn; none where none of ours does."""
         able = [name for name in self.args.names if quantity in WAYS[name].does and WAYS[name].side in self.sides]
         sides = [[name for name in able if WAYS[name].side == side] for side in self.sides]
+        if not sides[0]:
+            return []
         return [name for turn in zip_longest(*sides) for name in turn if name is not None]
 
     # --- before the first round -------------------------------------------------------------------------
@@ -301,5 +305,5 @@ def differences(first: dict[str, np.ndarray], other: dict[str, np.ndarray], atom
 
 
 def say(message: str) -> None:
-    """Progress, for people."""
-    print(message, file=sys.stderr, flush=True)
+    """Progress, for people, with the seconds since the start."""
+    print(f"{time.monotonic() - START:5.0f} s  {message}", file=sys.stderr, flush=True)

@@ -225,6 +225,12 @@ def test_both_programs_take_turns(benchmark):
     assert names == ["pt", "DeePMD-kit pt", "pt_expt+compile", "DeePMD-kit pt-expt", "DeePMD-kit pt-expt+compile"]
 
 
+def test_what_we_do_not_measure_is_not_measured_of_the_peer(benchmark):
+    made = benchmark("--models", "dpa3", "--backends", "pt")
+    assert {each.case.quantity for each in made.rows} == {"training", "evaluation"}
+    assert any(each.case.way.side == "peer" for each in made.rows)
+
+
 def test_lammps_on_several_ranks_needs_an_export_of_its_own(benchmark):
     chosen = ["--backends", ".pt2", "--peer-backends", ".pt2", "--quantities", "export", "evaluation", "lammps"]
     made = benchmark("--models", "dpa3", *chosen)
