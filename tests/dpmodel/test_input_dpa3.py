@@ -119,7 +119,9 @@ def test_capacities_of_the_data_must_be_resolved() -> None:
 def test_electron_configurations_need_elements() -> None:
     data = section({"use_econf_tebd": True})
     data["model"]["type_map"] = ["O", "water"]
-    with pytest.raises(InputError, match=r"^model\.type_map: use_econf_tebd needs the symbols of elements in type_map; \['water'\]"):
+    with pytest.raises(
+        InputError, match=r"^model\.type_map: use_econf_tebd needs the symbols of elements in type_map; \['water'\]"
+    ):
         load_input(data)
 
 
