@@ -30,6 +30,7 @@ from dpmodel.op import Array
 __all__ = [
     "GLOBAL_AXES",
     "LAST",
+    "PARAMETERS",
     "AngleRequest",
     "Angles",
     "Comm",
@@ -55,6 +56,8 @@ T = TypeVar("T", bound="Record")
 
 GLOBAL_AXES: Final = ("atoms", "nodes", "edges", "frames")
 """Axes that all parts of a graph share: n, m, e and f."""
+PARAMETERS: Final = ("fparam", "aparam", "charge_spin")
+"""Inputs beside the geometry, which data, evaluations and ASE hand on by these names."""
 LAST: Final = "last"
 """Padding that names the last row of what the numbers point to, so that sorted indices stay sorted."""
 

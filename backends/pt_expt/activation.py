@@ -12,13 +12,12 @@ so one choice before it and one after it leave one exponential.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 
 from dpmodel.nn import Activation
-from dpmodel.nn.activation import silut_threshold
+from dpmodel.nn.activation import silut_numbers, silut_threshold
 
 __all__ = ["SigmoidActivation"]
 
@@ -33,8 +32,7 @@ class SigmoidActivation(Activation):
         threshold = silut_threshold(name)
         if threshold is None:
             return super().call(x)
-        s = 1.0 / (1.0 + math.exp(-threshold))
-        slope, value = s + threshold * s * (1.0 - s), threshold * s
+        slope, value = silut_numbers(threshold)
         below = x < threshold
         logistic = torch.sigmoid(torch.where(below, x, (2.0 * slope) * (x - threshold)))
         return torch.where(below, x * logistic, 2.0 * logistic + (value - 1.0))

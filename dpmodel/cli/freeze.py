@@ -8,18 +8,14 @@ import time
 from pathlib import Path
 
 from dpmodel.errors import InputError, ModelFileError
+from dpmodel.input.sections import CHECKPOINT_NAME
 from dpmodel.lammps import installed_versions, plugin_folder
 from dpmodel.potential import freeze
-from dpmodel.training.rotation import latest
+from dpmodel.training.rotation import POINTER, latest
 
 __all__ = ["run"]
 
 logger = logging.getLogger(__name__)
-
-POINTER = "checkpoint"
-"""The file of a run that names its newest checkpoint."""
-DEFAULT_NAME = "model.ckpt"
-"""The name of checkpoints where an input gives none."""
 
 
 def run(args: argparse.Namespace) -> None:
@@ -47,7 +43,7 @@ def find_source(path: Path) -> Path:
             named = path / pointer.read_text(encoding="utf-8", errors="replace").strip()
             if named.is_file():
                 return named
-        path /= DEFAULT_NAME
+        path /= CHECKPOINT_NAME
     elif path.is_file():
         return path
     found = latest(path)

@@ -12,6 +12,7 @@ from dpmodel.models.config import ModelConfig
 from dpmodel.training import schedules
 
 __all__ = [
+    "CHECKPOINT_NAME",
     "OPTIMIZERS",
     "AdamConfig",
     "AdamWConfig",
@@ -24,6 +25,9 @@ __all__ = [
     "ValidatingConfig",
     "ValidationDataConfig",
 ]
+
+CHECKPOINT_NAME = "model.ckpt"
+"""Of checkpoints where an input gives none."""
 
 # --- checks -------------------------------------------------------------------------------------------
 
@@ -164,7 +168,7 @@ class TrainingConfig(Config):
     disp_freq: int = option(1000, "Steps between rows of the learning curve.", check=positive)
     disp_avg: bool = option(False, "Rows hold means over the steps since the last row, instead of the last batch.")
     save_freq: int = option(1000, "Steps between checkpoints.", check=positive)
-    save_ckpt: str = option("model.ckpt", "Name of checkpoints; the step is added.")
+    save_ckpt: str = option(CHECKPOINT_NAME, "Name of checkpoints; the step is added.")
     save_dir: str | None = option(None, "Folder of checkpoints; null: that of save_ckpt.")
     max_ckpt_keep: int = option(5, "Checkpoints that are kept; below 1: all.")
     ckpt_keep_ratio: float | None = option(

@@ -63,9 +63,14 @@ class Model(Op):
         return 0
 
     @property
+    def default_fparam(self) -> tuple[float, ...] | None:
+        """Frame parameters of frames that come without; None: they must come with."""
+        return None
+
+    @property
     def has_default_fparam(self) -> bool:
         """Whether frame parameters may be left out."""
-        return False
+        return self.default_fparam is not None
 
     @property
     def dim_aparam(self) -> int:
@@ -138,8 +143,9 @@ class StandardModel(Model):
         return int(self.fitting.config.numb_fparam)
 
     @property
-    def has_default_fparam(self) -> bool:
-        return self.fitting.default_fparam is not None
+    def default_fparam(self) -> tuple[float, ...] | None:
+        default = self.fitting.default_fparam
+        return None if default is None else tuple(float(x) for x in np.ravel(np.asarray(default)))
 
     @property
     def dim_aparam(self) -> int:

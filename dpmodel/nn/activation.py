@@ -9,7 +9,7 @@ from functools import cache
 from dpmodel.op import Array, Op
 from dpmodel.ops import array_namespace
 
-__all__ = ["ACTIVATIONS", "Activation", "activation", "silut_threshold"]
+__all__ = ["ACTIVATIONS", "Activation", "activation", "silut_numbers", "silut_threshold"]
 
 
 def _tanh(x: Array) -> Array:
@@ -48,10 +48,15 @@ def _linear(x: Array) -> Array:
     return x
 
 
+def silut_numbers(threshold: float) -> tuple[float, float]:
+    """Slope and value of silu at the threshold, from which silut goes on."""
+    s = 1.0 / (1.0 + math.exp(-threshold))
+    return s + threshold * s * (1.0 - s), threshold * s
+
+
 def _silut(threshold: float) -> Callable[[Array], Array]:
     """silu below the threshold T; above it tanh(a (x - T)) + T s(T), with a = silu'(T): value and slope continue."""
-    s = 1.0 / (1.0 + math.exp(-threshold))
-    slope, value = s + threshold * s * (1.0 - s), threshold * s
+    slope, value = silut_numbers(threshold)
 
     def silut(x: Array) -> Array:
         xp = array_namespace(x)

@@ -10,13 +10,10 @@ import numpy as np
 from dpmodel.data.system import Batch
 from dpmodel.errors import DataError, InputError
 from dpmodel.geometry.build import GraphBuilder
-from dpmodel.graph import Graph
+from dpmodel.graph import PARAMETERS, Graph
 from dpmodel.nn.charge_spin import check_charge_spin
 
 __all__ = ["Prepared", "prepare"]
-
-INPUTS = ("fparam", "aparam", "charge_spin")
-"""Quantities of the data that go into the graph rather than into the loss."""
 
 
 class Prepared(NamedTuple):
@@ -35,7 +32,7 @@ def prepare(batch: Batch, builder: GraphBuilder, atomic: frozenset[str], path: s
     atomic: names of the per-atom labels. path: that of the system; DataError names it and the frame where no graph can
     be built.
     """
-    given: dict[str, Any] = {name: batch.labels[name] for name in INPUTS if batch.found.get(name, 0.0) > 0}
+    given: dict[str, Any] = {name: batch.labels[name] for name in PARAMETERS if batch.found.get(name, 0.0) > 0}
     cell = batch.cell if batch.pbc else None
     try:
         if "charge_spin" in given:
@@ -45,7 +42,7 @@ def prepare(batch: Batch, builder: GraphBuilder, atomic: frozenset[str], path: s
         raise DataError(f"{path or 'a system'}, {problem} (atoms are counted sorted by type)") from problem
     labels = {}
     for name, value in batch.labels.items():
-        if name not in INPUTS:
+        if name not in PARAMETERS:
             labels[name] = value.reshape(-1, *value.shape[2:]) if name in atomic else value
-    found = {name: flag for name, flag in batch.found.items() if name not in INPUTS}
+    found = {name: flag for name, flag in batch.found.items() if name not in PARAMETERS}
     return Prepared(graph, labels, found)

@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 SUFFIX = ".dp"
 
+POINTER = "checkpoint"
+"""The file of a run that names its newest checkpoint."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -44,7 +47,7 @@ class Family:
     """Folder of the numbered files; None: that of `save_ckpt`."""
     keep: int = 5
     """How many numbered files remain; below 1: all."""
-    pointer: str | None = "checkpoint"
+    pointer: str | None = POINTER
     """File that will contain the path of the newest one; None: no such file (for averaged weights)."""
 
     @property
