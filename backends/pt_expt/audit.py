@@ -20,7 +20,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from dpmodel.errors import BackendError
 from dpmodel.graph import Leaf
 
-__all__ = ["audit", "content_hash"]
+__all__ = ["audit", "content_hash", "holds_for_every_size"]
 
 
 def audit(graph: torch.fx.Graph, leaves: Sequence[Leaf], fakes: Sequence[torch.Tensor], shape_env: Any) -> None:
@@ -71,24 +71,43 @@ def _axes(leaves: Sequence[Leaf], fakes: Sequence[torch.Tensor], shape_env: Any)
     return names
 
 
-_SIZES = (0, 2, 3, 7, 1000)
-"""A size of 1 is left out: how memory is laid out asks for it everywhere, and code that is right for any other size is
-right for 1, which the tests of compiled models look at."""
+_SIZES = (0, 1, 2, 3, 7, 1000)
+
+
+def holds_for_every_size(condition: Any, axis_of: Mapping[str, str]) -> bool:
+    """Whether a condition on sizes holds for every graph that `dpmodel.graph.check` accepts; tried at several sizes.
+
+    axis_of: by name of a symbol, the axis whose size it is; symbols of one axis are equal.
+    """
+    return _counterexample(condition, axis_of, _SIZES) is None
+
+
+def _counterexample(condition: Any, axis_of: Mapping[str, str], tried: Sequence[int]) -> dict[str, int] | None:
+    """Sizes of axes for which the condition does not hold."""
+    condition = sympy.sympify(condition)
+    axes = {symbol: axis_of.get(str(symbol), str(symbol)) for symbol in condition.free_symbols}
+    names = sorted(set(axes.values()))
+    for sizes in itertools.product(tried, repeat=len(names)):
+        size = dict(zip(names, sizes, strict=True))
+        if size.get("nodes", max(tried)) < size.get("atoms", 0):  # owned atoms are nodes
+            continue
+        if condition.subs({symbol: size[axis] for symbol, axis in axes.items()}) != sympy.true:
+            return size
+    return None
 
 
 def _check_guard(guard: Any) -> None:
-    """Raise BackendError for a condition that does not hold at every size."""
-    symbols = sorted(guard.free_symbols, key=str)
-    for sizes in itertools.product(_SIZES, repeat=len(symbols)):
-        values = dict(zip(symbols, sizes, strict=True))
-        by_name = {symbol.name: size for symbol, size in values.items()}
-        if by_name.get("nodes", by_name.get("atoms", 0)) < by_name.get("atoms", 0):
-            continue
-        if guard.subs(values) != sympy.true:
-            raise BackendError(
-                f"the trace of the model is right only where {guard}: a layer branches on a size, or needs sizes that "
-                f"are not what the graph promises (it fails for {by_name})"
-            )
+    """Raise BackendError for a condition that does not hold at every size.
+
+    A size of 1 is left out: how memory is laid out asks for it everywhere, and code that is right for any other size is
+    right for 1, which the tests of compiled models look at.
+    """
+    sizes = _counterexample(guard, {}, [size for size in _SIZES if size != 1])
+    if sizes is not None:
+        raise BackendError(
+            f"the trace of the model is right only where {guard}: a layer branches on a size, or needs sizes that "
+            f"are not what the graph promises (it fails for {sizes})"
+        )
 
 
 # --- content -----------------------------------------------------------------------------------------------

@@ -133,6 +133,27 @@ def test_duplicates(whole: Path, loaded: list[Path]) -> None:
     assert not loaded
 
 
+def test_two_directories(whole: Path, loaded: list[Path]) -> None:
+    """Python looks for the directory before the end record, torch where that says it is: other names for one file."""
+    data = whole.read_bytes()
+    end = data.rindex(b"PK\x05\x06")
+    size, start = struct.unpack_from("<II", data, end + 12)
+    entries, harmless, record = data[:start], data[start : start + size], bytearray(data[end:])
+    evil = bytearray(harmless.replace(b"model/code.wrapper.so", b"../../../../../bad.so"))
+    place = 0
+    while place < size:  # local headers lie behind as many bytes as the directory has
+        (offset,) = struct.unpack_from("<I", evil, place + 42)
+        struct.pack_into("<I", evil, place + 42, offset + size)
+        place += 46 + sum(struct.unpack_from("<HHH", evil, place + 28))
+    struct.pack_into("<I", record, 16, size + start)
+    whole.write_bytes(bytes(size) + entries + evil + harmless + record)
+    with zipfile.ZipFile(whole) as archive:  # nothing to be seen
+        assert ROOT + CODE in archive.namelist() and archive.testzip() is None
+    with pytest.raises(ModelFileError, match=r"readers of zip files disagree .*bad\.so.*not loaded"):
+        open_artefact(whole)
+    assert not loaded
+
+
 def test_bombs(whole: Path, loaded: list[Path]) -> None:
     """An entry that claims to be larger than the file, and entries that share their bytes."""
     data = bytearray(whole.read_bytes())

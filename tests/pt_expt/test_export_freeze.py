@@ -133,6 +133,22 @@ def test_the_compiler_fails(program: Program, tmp_path: Path, monkeypatch: pytes
         compiler.compile_program(program.exported, tmp_path)
 
 
+def test_the_instruction_set_is_the_declared_one(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never what this processor happens to have."""
+    asked: list[Any] = []
+    monkeypatch.setattr(compiler, "aot_compile", lambda *_, options: asked.append(options) or [])
+    monkeypatch.setattr(compiler.platform, "machine", lambda: "x86_64")
+    for name, march in (("DEFAULT", "x86-64"), ("AVX2", "x86-64-v3"), ("AVX512", "x86-64-v4"), ("new", "x86-64")):
+        monkeypatch.setattr(compiler.torch.backends.cpu, "get_cpu_capability", lambda name=name: name)
+        compiler.compile_program(program.exported, tmp_path)
+        assert asked[-1]["cpp.march"] == march
+    monkeypatch.setitem(compiler.OPTIONS, "cpp.of_another_version", 1)
+    with pytest.raises(BackendError, match=r"does not know the compiler's options \['cpp.of_another_version'\]"):
+        compiler.compile_program(program.exported, tmp_path)
+
+
 def test_sizes_that_the_compiler_restricts(models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever it asks of the sample's sizes, it must not take the answer for a fact. Here it asks without care."""
     module = to_torch(models.small_se_a()).eval().requires_grad_(False)

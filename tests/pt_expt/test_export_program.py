@@ -14,12 +14,12 @@ from dpmodel.backends.pt.bridge import graph_to_torch, override_table, to_torch,
 from dpmodel.backends.pt_expt.export.artefact import run_program
 from dpmodel.backends.pt_expt.export.freezing import compare, precision_of, with_ghosts
 from dpmodel.backends.pt_expt.export.metadata import describe_model, describe_program
-from dpmodel.backends.pt_expt.export.program import Exchange, builder_of, export_program, graph_like
-from dpmodel.backends.pt_expt.ghosts import GhostExchange, Provider, load_ops
+from dpmodel.backends.pt_expt.export.program import Exchange, export_program, graph_like
+from dpmodel.backends.pt_expt.ghosts import FaultProvider, GhostExchange, MappingProvider, Provider, load_ops
 from dpmodel.descriptors.message_passing import MessagePassing
 from dpmodel.errors import BackendError
 from dpmodel.graph import Comm, Graph
-from dpmodel.models import Model, predict
+from dpmodel.models import Model, builder_of, predict
 from dpmodel.op import Array, Op
 
 MODELS = {
@@ -201,7 +201,7 @@ def test_a_default_replaces_what_is_left_out(programs: Callable[[str], Exported]
 def test_comparison_sees_what_differs(programs: Callable[[str], Exported]) -> None:
     exported = programs("se_a")
     found = compare(exported.run, exported.metadata, exported.model, exported.module)
-    assert len(found) >= 2 and len({each.edges for each in found}) == len(found)
+    assert len(found) >= 2 and len({(each.atoms, each.edges) for each in found}) == len(found)
     assert all(each.largest_difference <= 1e-10 for each in found)
     names = [each["name"] for each in exported.metadata["outputs"]]
 
@@ -217,6 +217,35 @@ def test_comparison_sees_what_differs(programs: Callable[[str], Exported]) -> No
     ):
         with pytest.raises(BackendError, match=f"compiled, {what}"):
             compare(run, exported.metadata, exported.model, exported.module)
+
+
+@pytest.mark.parametrize("kind", ["forward", "reverse"])
+def test_a_failed_exchange_is_seen(programs: Callable[[str], Exported], kind: Any) -> None:
+    """Compiled code may go on after an operator that failed, and return something."""
+    exported = programs("dpa3")
+    graph = exported.graph(1, 3)
+    zeros = [torch.zeros(1)] * len(exported.metadata["outputs"])
+
+    def going_on(inputs: Any) -> Any:
+        try:
+            return exported.run(inputs)
+        except RuntimeError:
+            return zeros
+
+    provider = FaultProvider(MappingProvider(), fail_at=1, kind=kind)
+    comm = Comm(handle=provider.handle)
+    with pytest.raises(
+        BackendError, match=rf"a ghost exchange failed.*{kind} exchange 1 .*injected fault in exchange 1"
+    ):
+        run_program(going_on, exported.metadata, graph.replace(comm=comm))
+    with pytest.raises(BackendError, match="the handle is null"):
+        run_program(going_on, exported.metadata, graph.replace(comm=Comm(handle=np.array([0]))))
+
+    def failing(inputs: Any) -> Any:
+        raise RuntimeError("the operator gave up")
+
+    with pytest.raises(BackendError, match=r"does not run on a graph of 8 atoms: the operator gave up. No file was"):
+        compare(failing, exported.metadata, exported.model, exported.module)
 
 
 def test_other_graphs_are_refused(programs: Callable[[str], Exported]) -> None:
@@ -280,6 +309,13 @@ def test_exchanges_in_a_row_are_read_off() -> None:
 def test_exchanges_side_by_side_are_refused() -> None:
     with pytest.raises(BackendError, match=r"exchange 1 \(forward\) does not depend on exchange 0: put the features"):
         _export(_toy(lambda x, exchange: exchange(x) + exchange(x**2)))
+
+
+def test_exchanges_in_other_precisions_are_refused() -> None:
+    with pytest.raises(
+        BackendError, match=r"exchange 0 \(forward\) is of float16, only float32 and float64.*precision"
+    ):
+        _export(_toy(lambda x, exchange: exchange(x.half()).double()))
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,10 @@ def test_slabs():
     assert set(slabs(coord, None, 2)) == {0, 1}
     assert np.array_equal(slabs(np.zeros((2, 3)), None, 4), [0, 0])
     assert slabs(np.zeros((0, 3)), None, 2).shape == (0,)
+    nowhere = np.append(coord, [[np.nan, np.inf, -np.inf]], axis=0)  # a virtual atom
+    for box in (cell, None):
+        assert np.array_equal(slabs(nowhere, box, 3, axis=1)[:-1] >= 0, np.ones(len(coord)))
+    assert np.array_equal(slabs(nowhere, cell, 3, axis=1)[:-1], ranks)
     assert np.array_equal(slabs(coord + 7 * CELL[1], cell, 3, axis=1), ranks)
 
 

@@ -21,6 +21,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from torch._C import PyTorchFileReader
 from torch.export.pt2_archive import PT2ArchiveWriter
 
 from dpmodel.errors import ModelFileError
@@ -59,6 +60,7 @@ def read_entries(path: Path) -> tuple[bytes, bytes]:
         size = path.stat().st_size
         with zipfile.ZipFile(path) as archive:
             names = _check_entries(path, archive.infolist(), size)
+            _check_listing(path, names)
             damaged = archive.testzip()
             if damaged is not None:
                 raise ModelFileError(f"{path}: the entry {damaged!r} is damaged; freeze the model anew")
@@ -69,6 +71,16 @@ def read_entries(path: Path) -> tuple[bytes, bytes]:
         raise ModelFileError(
             f"{path} is no artefact of `dpmodel freeze`, or is damaged or incomplete ({problem}); freeze the model anew"
         ) from problem
+
+
+def _check_listing(path: Path, names: Mapping[str, str]) -> None:
+    """What was checked must be what torch will extract: its reader may find another directory in the same bytes."""
+    listed = sorted(PyTorchFileReader(str(path)).get_all_records())
+    if listed != sorted(names):
+        other = sorted(set(listed) ^ names.keys()) or listed
+        raise ModelFileError(
+            f"{path}: readers of zip files disagree about its entries ({other[:5]}). It is not loaded; freeze the model anew"
+        )
 
 
 def _check_entries(path: Path, entries: Sequence[zipfile.ZipInfo], size: int) -> dict[str, str]:

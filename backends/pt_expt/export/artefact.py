@@ -19,7 +19,7 @@ from dpmodel.models import Model
 
 from ...pt import pick_device
 from ...pt.bridge import graph_to_torch
-from ..ghosts import MappingProvider, load_ops
+from ..ghosts import MappingProvider, failure_of, load_ops
 from .archive import read_entries
 from .metadata import parse_metadata, require_model, require_runtime
 
@@ -112,7 +112,7 @@ def run_program(run: Runner, metadata: dict[str, Any], graph: Graph) -> dict[str
 
     Exchanges go where `graph.comm` says, or stay within the process: ghosts copy their owners' rows.
 
-    Raises ValueError for a graph that the program was not compiled for.
+    Raises ValueError for a graph that the program was not compiled for, BackendError where an exchange failed.
     """
     owner, n = graph.owner, graph.frame.shape[0]
     graph = _with_defaults(graph.replace(owner=None), metadata)
@@ -124,6 +124,8 @@ def run_program(run: Runner, metadata: dict[str, Any], graph: Graph) -> dict[str
     leaves = sized(inputs)
     _check_inputs(leaves, metadata["inputs"])
     results = run([_packed(leaf.array) for leaf in leaves])
+    if metadata["exchanges"] and (failure := failure_of(graph.comm.handle)) is not None:
+        raise BackendError(f"a ghost exchange failed, so the results are worth nothing: {failure}")
     outputs = {each["name"]: value for each, value in zip(metadata["outputs"], results, strict=True)}
     if owner is not None:
         rows = torch.as_tensor(owner)

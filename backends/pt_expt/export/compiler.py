@@ -1,7 +1,7 @@
 """The C++ compiler: from an exported program to files of compiled code.
 
 Inductor's options are private and change between versions of torch: this is the only file of the export that names
-them, and one that a version does not know is left out.
+them. All of them are needed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OPTIONS: dict[str, Any] = {
     # The number of threads belongs to the run, not to the machine that compiled.
     "cpp.dynamic_threads": True,
 }
-MARCH = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}
+MARCH = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3", "DEFAULT": "x86-64"}
 """By torch's name of the instruction set: what all processors have that have it. Otherwise code would run on processors
 like the one that compiled it alone, and crash elsewhere without a word."""
 
@@ -36,7 +36,8 @@ def compile_program(exported: torch.export.ExportedProgram, folder: Path) -> lis
     """Files of an AOTInductor package, written below `folder`. Raises BackendError with the compiler's last words."""
     options = {**OPTIONS, "aot_inductor.output_path": str(folder / "code")}
     if platform.machine() == "x86_64":
-        options["cpp.march"] = MARCH.get(torch.backends.cpu.get_cpu_capability())
+        options["cpp.march"] = MARCH.get(torch.backends.cpu.get_cpu_capability(), MARCH["DEFAULT"])
+    _require_known(options)
     env = _shape_env(exported)
     ranges = dict(env.var_to_range)
     module = cast(Any, exported.module(check_guards=False))
@@ -53,7 +54,7 @@ def compile_program(exported: torch.export.ExportedProgram, folder: Path) -> lis
             # torch deprecates parts of itself that its compiler still uses.
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", FutureWarning)
-            files: Any = aot_compile(module, inputs, options=_known(options))
+            files: Any = aot_compile(module, inputs, options=options)
     except Exception as problem:
         raise BackendError(f"export: the compiler failed: {str(problem)[-500:]}") from problem
     changed = {str(symbol): str(bounds) for symbol, bounds in env.var_to_range.items() if ranges.get(symbol) != bounds}
@@ -95,6 +96,11 @@ def _shape_env(exported: torch.export.ExportedProgram) -> Any:
     return next(size.node.shape_env for value in values for size in value.shape if isinstance(size, torch.SymInt))
 
 
-def _known(options: dict[str, Any]) -> dict[str, Any]:
-    known = config.get_config_copy()
-    return {name: value for name, value in options.items() if name in known}
+def _require_known(options: dict[str, Any]) -> None:
+    """Without one of the options, code would be compiled that is not what its artefact says."""
+    unknown = sorted(options.keys() - config.get_config_copy().keys())
+    if unknown:
+        raise BackendError(
+            f"export: torch {torch.__version__} does not know the compiler's options {unknown}: use a version of torch "
+            "that dpmodel was made for"
+        )

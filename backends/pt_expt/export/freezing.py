@@ -18,7 +18,7 @@ from dpmodel.errors import BackendError, InputError
 from dpmodel.files.atomic import atomic_write
 from dpmodel.files.model_file import ModelFile, write_model
 from dpmodel.graph import Graph
-from dpmodel.models import Model, predict
+from dpmodel.models import Model, builder_of, predict
 
 from ...pt.bridge import Overrides, graph_to_torch, override_table, to_torch, torch_gradient
 from ..compile import use_own_cache
@@ -27,7 +27,7 @@ from .archive import METADATA, MODEL, pack
 from .artefact import Runner, hash_of, load_code, run_program
 from .compiler import compile_program
 from .metadata import Comparison, describe_model, describe_program, describe_runtime
-from .program import builder_of, export_program, graph_like
+from .program import export_program, graph_like
 
 __all__ = ["compare", "freeze", "precision_of", "sample_graphs", "with_ghosts"]
 
@@ -107,7 +107,13 @@ def compare(run: Runner, metadata: dict[str, Any], model: Model, module: torch.n
 
 def _compare(run: Runner, metadata: dict[str, Any], graph: Graph, module: torch.nn.Module) -> Comparison:
     expected = predict(module, graph_to_torch(graph), torch_gradient, atomic_virial=metadata["atomic_virial"])
-    found = run_program(run, metadata, graph)
+    try:
+        found = run_program(run, metadata, graph)
+    except (RuntimeError, ValueError) as problem:
+        raise BackendError(
+            f"export: compiled, the model does not run on a graph of {len(graph.frame)} atoms: "
+            f"{str(problem)[-500:]}. No file was written. Please report this with the model"
+        ) from problem
     worst = 0.0
     for key, value in expected.items():
         if found[key].shape != value.shape or found[key].dtype != value.dtype:

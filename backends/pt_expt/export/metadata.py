@@ -19,11 +19,11 @@ from dpmodel.errors import BackendError, ModelFileError
 from dpmodel.graph import NeighbourRequest
 from dpmodel.models import Model
 
+from ..ghosts import ABI
 from .program import Program
 
 __all__ = [
     "FORMAT_VERSION",
-    "OP_ABI",
     "Comparison",
     "describe_model",
     "describe_program",
@@ -35,8 +35,6 @@ __all__ = [
 
 FORMAT: Final = "dpmodel.pt2"
 FORMAT_VERSION: Final = 1
-OP_ABI: Final = 1
-"""Version of the struct that exchanges go through."""
 
 LEVELS: Final = ("DEFAULT", "AVX2", "AVX512")
 """Instruction sets of x86-64 by torch's names, each of which includes those before."""
@@ -79,8 +77,7 @@ _EXCHANGE: dict[str, tuple[type, ...]] = {"op": (str,), "dtype": (str,), "width"
 
 def describe_model(model: Model) -> dict[str, Any]:
     """The part that follows from the model."""
-    default = getattr(getattr(model, "fitting", None), "default_fparam", None)
-    charge_spin = model.default_charge_spin
+    fparam, charge_spin = model.default_fparam, model.default_charge_spin
     return {
         "type_map": list(model.type_map),
         "rcut": float(model.rcut),
@@ -91,7 +88,7 @@ def describe_model(model: Model) -> dict[str, Any]:
         "group_by_type": model.groups_types(),
         "requests": [_request(each) for each in model.requests()],
         "dim_fparam": model.dim_fparam,
-        "default_fparam": None if default is None else [float(x) for x in np.asarray(default).ravel()],
+        "default_fparam": None if fparam is None else list(fparam),
         "dim_aparam": model.dim_aparam,
         "charge_spin": model.takes_charge_spin,
         "default_charge_spin": None if charge_spin is None else [float(x) for x in charge_spin],
@@ -139,7 +136,7 @@ def describe_runtime() -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "dpmodel_version": __version__,
         "torch_version": str(torch.__version__),
-        "op_abi": OP_ABI,
+        "op_abi": ABI,
         "device": "cpu",
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
     }

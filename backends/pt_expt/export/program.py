@@ -18,14 +18,14 @@ from torch._ops import OpOverload
 from torch.utils._sympy.numbers import int_oo as sympy_oo
 
 from dpmodel.errors import BackendError
-from dpmodel.geometry.build import GraphBuilder
 from dpmodel.graph import GLOBAL_AXES, Comm, Graph, Leaf, sized
-from dpmodel.models import Model
+from dpmodel.models import Model, builder_of
 
 from ...pt.bridge import graph_to_torch
+from ..audit import holds_for_every_size
 from ..compile import Traced, model_state, sample_graph, trace
 
-__all__ = ["EXCHANGES", "Exchange", "Program", "builder_of", "export_program", "graph_like"]
+__all__ = ["EXCHANGES", "Exchange", "Program", "export_program", "graph_like"]
 
 EXCHANGES = {"dpmodel::ghost_forward": "forward", "dpmodel::ghost_reverse": "reverse"}
 """The operators that talk to other processes."""
@@ -51,17 +51,6 @@ class Program(NamedTuple):
     """(name, stand-in, axes), in order."""
     exchanges: tuple[Exchange, ...]
     """In the order in which they run."""
-
-
-def builder_of(model: Model) -> GraphBuilder:
-    """What builds the graphs of a model."""
-    return GraphBuilder(
-        requests=model.requests(),
-        ntypes=model.ntypes,
-        exclude_pairs=model.pair_exclude_types,
-        group_by_type=model.groups_types(),
-        allow_overlap=model.tolerates_overlap(),
-    )
 
 
 def graph_like(model: Model, handle: int = 0) -> Graph:
@@ -159,25 +148,8 @@ def _check_conditions(exported: torch.export.ExportedProgram, symbols: dict[str,
             continue
         condition = node.args[0]
         expression = condition.meta["val"].node.expr if isinstance(condition, torch.fx.Node) else condition
-        if not _is_harmless(expression, symbols):
+        if not holds_for_every_size(expression, symbols):
             raise BackendError(f"export: the program demands {expression} ({node.args[-1]}) of its sizes")
-
-
-def _is_harmless(condition: Any, axis_of: dict[str, str]) -> bool:
-    """Whether it holds for every graph that `dpmodel.graph.check` accepts; tried at several sizes."""
-    condition = sympy.sympify(condition)
-    axes = {symbol: axis_of.get(str(symbol), str(symbol)) for symbol in condition.free_symbols}
-    names = sorted(set(axes.values()))
-    for sizes in itertools.product(_TRIED, repeat=len(names)):
-        size = dict(zip(names, sizes, strict=True))
-        if size.get("nodes", max(_TRIED)) < size.get("atoms", 0):
-            continue
-        if condition.subs({symbol: size[axis] for symbol, axis in axes.items()}) != sympy.true:
-            return False
-    return True
-
-
-_TRIED = (0, 1, 2, 5, 64)
 
 
 def _outputs(
@@ -201,7 +173,7 @@ def _axis_of_size(size: Any, symbols: dict[str, str]) -> str | None:
     """The axis that always has this size, such as atoms for min(atoms, nodes)."""
     for axis in GLOBAL_AXES:
         symbol = next((s for s, name in symbols.items() if name == axis), None)
-        if symbol is not None and _is_harmless(sympy.Eq(size, _symbol(size, symbol)), symbols):
+        if symbol is not None and holds_for_every_size(sympy.Eq(size, _symbol(size, symbol)), symbols):
             return axis
     return None
 
@@ -211,7 +183,7 @@ def _symbol(expression: Any, name: str) -> Any:
 
 
 def _exchanges(exported: torch.export.ExportedProgram) -> tuple[Exchange, ...]:
-    """Those of the program in order. Raises BackendError unless each depends on the one before.
+    """Those of the program in order. Raises BackendError unless each can be carried and depends on the one before.
 
     Without such a path a compiler may swap two exchanges, and one whose result is not used may vanish: either is the
     same for all processes that run this artefact, but not for those that run the model in another way.
@@ -231,9 +203,15 @@ def _exchanges(exported: torch.export.ExportedProgram) -> tuple[Exchange, ...]:
                     "of one layer into one exchange"
                 )
             value = node.meta["val"]
+            dtype = str(value.dtype).removeprefix("torch.")
+            if dtype not in ("float32", "float64"):
+                raise BackendError(
+                    f"export: exchange {len(found)} ({op}) is of {dtype}, only float32 and float64 can be exchanged: use "
+                    "precision 'float32' in the descriptor"
+                )
             width = int(np.prod([int(size) for size in value.shape[1:]]))
             behind |= {len(found)}
-            found.append(Exchange(op, str(value.dtype).removeprefix("torch."), width))
+            found.append(Exchange(op, dtype, width))
         before[node] = behind
     return tuple(found)
 

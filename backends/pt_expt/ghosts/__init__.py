@@ -9,7 +9,7 @@ from __future__ import annotations
 from .decompose import Part, decompose, slabs
 from .exchange import GhostExchange
 from .library import load_ops, ops_library
-from .providers import ABI, FaultProvider, MappingProvider, Provider
+from .providers import ABI, FaultProvider, MappingProvider, Provider, failure_of
 
 __all__ = [
     "ABI",
@@ -19,6 +19,7 @@ __all__ = [
     "Part",
     "Provider",
     "decompose",
+    "failure_of",
     "load_ops",
     "ops_library",
     "slabs",

@@ -38,8 +38,9 @@ class Part:
 def slabs(coord: np.ndarray, cell: np.ndarray | None, size: int, *, axis: int = 0) -> np.ndarray:
     """(n,) ranks: slabs of equal thickness along a cell vector, or (cell None) along a coordinate.
 
-    coord (n, 3), cell (3, 3), Å. Slabs without atoms are legal.
+    coord (n, 3), cell (3, 3), Å. Slabs without atoms are legal. Virtual atoms may be anywhere, NaN too.
     """
+    coord = np.nan_to_num(coord, nan=0.0, posinf=0.0, neginf=0.0)
     if cell is None:
         x = coord[:, axis]
         span = float(np.ptp(x)) if len(x) else 0.0

@@ -6,8 +6,8 @@
     parts = decompose(graph, coord, cell, slabs(coord, cell, MPI.COMM_WORLD.size), MPI.COMM_WORLD.size)
     outputs = mpi.evaluate(module, parts[MPI.COMM_WORLD.rank], MPI.COMM_WORLD)
 
-Every rank evaluates eagerly or loads one exported file. It does not compile by itself: ranks whose compilers ordered
-exchanges differently would wait for each other forever.
+Every rank evaluates eagerly. It does not compile by itself: ranks whose compilers ordered exchanges differently would
+wait for each other forever.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["ABI", "FaultProvider", "MappingProvider", "Provider"]
+__all__ = ["ABI", "FaultProvider", "MappingProvider", "Provider", "failure_of"]
 
 MAGIC = 0x54534F48474D5044
 ABI = 1
@@ -47,6 +47,20 @@ class GhostStruct(ctypes.Structure):
         ("error", ctypes.c_int32),
         ("message", ctypes.c_char * 252),
     )
+
+
+def failure_of(handle: np.ndarray) -> str | None:
+    """Why an exchange through this handle failed; None: none has.
+
+    Compiled code need not stop at an operator that failed (torch 2.11 goes on), so it is asked afterwards.
+    """
+    address = int(np.ravel(handle)[0])
+    if not address:
+        return "the handle is null: no exchange was set up for this graph"
+    struct = GhostStruct.from_address(address)
+    if struct.magic != MAGIC:
+        return "the handle points to no exchange: was its provider deleted?"
+    return str(struct.message.decode(errors="replace")) if struct.error else None
 
 
 class Provider:
@@ -100,7 +114,7 @@ class Provider:
     @property
     def error(self) -> str | None:
         """Why an exchange failed; None: none has."""
-        return self.struct.message.decode(errors="replace") if self.struct.error else None
+        return failure_of(self.handle)
 
     def reset(self) -> None:
         """Forget counts and a failure."""
