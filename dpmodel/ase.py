@@ -17,6 +17,7 @@ from typing import Any, cast
 import numpy as np
 
 from dpmodel.errors import InputError
+from dpmodel.graph import PARAMETERS
 from dpmodel.potential import Potential, load
 
 try:
@@ -29,7 +30,6 @@ __all__ = ["Calculator"]
 
 _VOIGT = (0, 4, 8, 5, 2, 1)
 """xx, yy, zz, yz, xz, xy in a flattened symmetric tensor."""
-_INPUTS = ("fparam", "aparam", "charge_spin")
 
 
 class Calculator(AseCalculator):
@@ -112,6 +112,7 @@ class Calculator(AseCalculator):
             cell,
             pbc=[bool(periodic) for periodic in atoms.pbc],
             atomic=atomic,
+            atomic_virial=False,
             **cast(Any, self._inputs),
         )
         energy = float(out["energy"][0, 0])
@@ -155,7 +156,7 @@ def _type_table(potential: Potential, type_dict: Mapping[str, int] | None) -> di
 
 def _inputs(atoms: Any) -> dict[str, np.ndarray]:
     """Copies, so that changes in place are seen."""
-    return {name: np.array(atoms.info[name], dtype=float) for name in _INPUTS if atoms.info.get(name) is not None}
+    return {name: np.array(atoms.info[name], dtype=float) for name in PARAMETERS if atoms.info.get(name) is not None}
 
 
 def _cell(atoms: Any) -> np.ndarray | None:

@@ -24,11 +24,10 @@ from dpmodel.data.dataset import Dataset
 from dpmodel.data.labels import LabelRequest
 from dpmodel.data.system import Batch
 from dpmodel.errors import DataError, InputError
+from dpmodel.graph import PARAMETERS
 from dpmodel.potential import Potential
 
 __all__ = ["QUANTITIES", "Comparison", "ErrorSum", "Report", "SystemReport", "evaluate_systems", "requests_of"]
-
-_INPUTS = ("fparam", "aparam", "charge_spin")
 
 QUANTITIES: dict[str, tuple[str, str]] = {
     "energy": ("Energy", "eV"),
@@ -221,11 +220,11 @@ def evaluate_systems(
 
 def compare(potential: Potential, batch: Batch, system: str, *, atomic: bool) -> Comparison:
     """Evaluate the frames of a batch; labels and predictions side by side."""
-    given: dict[str, Any] = {name: batch.labels[name] for name in _INPUTS if batch.found.get(name, 0.0) > 0}
+    given: dict[str, Any] = {name: batch.labels[name] for name in PARAMETERS if batch.found.get(name, 0.0) > 0}
     atomic = atomic and batch.found.get("atom_ener", 0.0) > 0
     try:
         out = potential.evaluate(
-            batch.coord, batch.atype, batch.cell, pbc=batch.pbc, atomic=atomic,
+            batch.coord, batch.atype, batch.cell, pbc=batch.pbc, atomic=atomic, atomic_virial=False,
             **given,
         )  # fmt: skip
     except InputError as problem:

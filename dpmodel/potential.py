@@ -13,9 +13,8 @@ from dpmodel.backend import Backend, Evaluator, get_backend, get_exporter
 from dpmodel.errors import BackendError, InputError
 from dpmodel.evaluation import assemble_frames, atoms_per_call, evaluate_graph
 from dpmodel.files.model_file import ModelFile, read_model, write_model
-from dpmodel.geometry.build import GraphBuilder
 from dpmodel.geometry.cells import check_pbc, make_lattice
-from dpmodel.models import Model
+from dpmodel.models import Model, builder_of
 from dpmodel.nn.charge_spin import check_charge_spin
 
 __all__ = ["Potential", "freeze", "load", "save"]
@@ -106,13 +105,7 @@ class Potential:
         self.backend = backend
         self._evaluator = evaluator
         self._model = file.model
-        self._builder = GraphBuilder(
-            requests=self._model.requests(),
-            ntypes=self._model.ntypes,
-            exclude_pairs=self._model.pair_exclude_types,
-            group_by_type=self._model.groups_types(),
-            allow_overlap=self._model.tolerates_overlap(),
-        )
+        self._builder = builder_of(self._model)
 
     @classmethod
     def from_model(
@@ -172,6 +165,7 @@ class Potential:
         charge_spin: Any = None,
         forces: bool | None = None,
         atomic: bool = False,
+        atomic_virial: bool | None = None,
         hessian: bool = False,
     ) -> dict[str, np.ndarray]:
         """Evaluate frames of equal size.
@@ -187,6 +181,7 @@ class Potential:
             charge_spin: (nf, 2) or (2,): total charge and spin multiplicity, truncated to integers.
             forces: None: where the backend has derivatives.
             atomic: add per-atom values, per-atom virials and `mask`.
+            atomic_virial: False: leave out per-atom virials, which artefacts may lack; None or True: as `atomic` says.
             hessian: not available yet.
 
         Returns:
@@ -220,6 +215,7 @@ class Potential:
             raise InputError(
                 "charge_spin is missing: this model takes charge and spin of every frame and has no default"
             )
+        virials = atomic and atomic_virial is not False
         size = atoms_per_call(self._model)
         parts = []
         for part in frames.chunks(size):
@@ -228,7 +224,7 @@ class Potential:
             graph = self._builder.build(
                 frames.coord[part], frames.atype[part], cell, pbc=pbc, numbers=range(part.start, part.stop), **given
             )
-            flat = evaluate_graph(self._evaluator, graph, self._model, forces=forces, atomic=atomic, size=size)
+            flat = evaluate_graph(self._evaluator, graph, self._model, forces=forces, atomic=virials, size=size)
             parts.append(assemble_frames(flat, frames.coord[part].shape[:2], self._model.output(), atomic=atomic))
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 

@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import ase
 import numpy as np
 import pytest
 
 import dpmodel
 from dpmodel.ase import Calculator
 from dpmodel.errors import InputError
+from dpmodel.metrics import evaluate_systems
 
 ATOL = {"float64": 1e-10, "float32": 2e-5}
 
@@ -82,8 +84,27 @@ def test_without_atomic_virial(dpa3_float32_pt2: Path) -> None:
     assert "atom_virial" not in pot.outputs
 
 
+def test_atomic_energies_need_no_atomic_virials(dpa3_float32_pt2: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    coord, atype = rng.uniform(0, 5, (1, 3, 3)), np.array([0, 1, 1])
+    compiled, eager = pair(dpa3_float32_pt2)
+    expected = eager.evaluate(coord, atype, 5 * np.eye(3), atomic=True)
+    found = compiled.evaluate(coord, atype, 5 * np.eye(3), atomic=True, atomic_virial=False)
+    assert_equal(found, {key: value for key, value in expected.items() if key != "atom_virial"}, "float32")
+    atoms = ase.Atoms("OHH", positions=coord[0], cell=[5, 5, 5], pbc=True, calculator=Calculator(compiled))
+    np.testing.assert_allclose(atoms.get_potential_energies(), expected["atom_energy"][0, :, 0], rtol=0, atol=1e-4)
+    folder = tmp_path / "system" / "set.000"
+    folder.mkdir(parents=True)
+    (folder.parent / "type.raw").write_text("0 1 1")
+    (folder.parent / "type_map.raw").write_text("O H")
+    for name, value in {"coord": coord, "box": 5 * np.eye(3), "atom_ener": expected["atom_energy"]}.items():
+        np.save(folder / f"{name}.npy", value.reshape(1, -1))
+    report = evaluate_systems(compiled, folder.parent, atomic=True)
+    assert report.total.keys() == {"atom_energy"}
+    assert report.total["atom_energy"].mae < 1e-4
+
+
 def test_ase(dpa3_pt2: Path) -> None:
-    ase = pytest.importorskip("ase")
     results = []
     for file in (dpa3_pt2, dpa3_pt2.with_suffix(".dp")):
         atoms = ase.Atoms("H2O", positions=[[0, 0, 1], [0, 1, 0], [0, 0, 0]], cell=[5, 5, 5], pbc=True)
