@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from torch._functorch.aot_autograd import aot_compile_joint_with_descriptors
 
 import dpmodel
+from dpmodel.backends.pt_expt import compile as compilation
 from dpmodel.descriptors import DPA3Config, SeAConfig
 from dpmodel.descriptors.dpa3 import RepflowConfig
 from dpmodel.files.model_file import ModelFile, write_model
@@ -79,3 +82,17 @@ def dpa3_pt2(artefact: Callable[..., Path]) -> Path:
 def dpa3_float32_pt2(artefact: Callable[..., Path]) -> Path:
     """A message-passing model, float32, without per-atom virials."""
     return artefact("dpa3_float32", small_dpa3("float32"))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training steps run the traced graphs as they are."""
+    monkeypatch.setattr(compilation, "compile_joint", aot_compile_joint_with_descriptors)

@@ -1,133 +1,28 @@
-"""The compiled training step against the eager one: gradients, updates, and what the code takes for granted.
+"""The compiled training step against the eager one: gradients, and what the code takes for granted.
 
-Most of these run the traced graphs as they are: what is compiled wrongly would be Inductor's fault, what is traced
-wrongly is ours. Inductor itself runs in one test here, with a narrow model.
+These run the traced graphs as they are: what is compiled wrongly would be Inductor's fault, what is traced wrongly is
+ours. Inductor itself runs in test_training_stepper.py.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch._functorch.aot_autograd import aot_compile_joint_with_descriptors
 
-from dpmodel.backend import get_trainer
-from dpmodel.backends.pt.bridge import graph_to_torch, to_torch, torch_gradient
-from dpmodel.backends.pt.training import TorchStepper
+from dpmodel.backends.pt.bridge import graph_to_torch, to_torch
 from dpmodel.backends.pt_expt import compile as compilation
 from dpmodel.backends.pt_expt.compile import CompiledStep
-from dpmodel.backends.pt_expt.training import CompiledStepper
-from dpmodel.descriptors import DPA3Config, SeAConfig
-from dpmodel.descriptors.dpa3 import RepflowConfig
-from dpmodel.errors import BackendError
-from dpmodel.fittings import EnerFittingConfig
 from dpmodel.graph import Graph
-from dpmodel.input.sections import AdamConfig
-from dpmodel.losses import EnerLossConfig, build_loss
-from dpmodel.models import Model, StandardModel, builder_of, predict
+from dpmodel.models import Model
 from dpmodel.op import Array, Op, buffer, param
-from dpmodel.training.batches import Prepared
 
-WANTED = frozenset(("energy", "atom_energy", "force", "virial"))
-SIZES = [(4, 3), (5, 12), (27, 20, 1), (0,), (1,), (1, 1), (2,), (0, 3)]
-"""Atoms of every frame: among them no atom, and atoms without edges."""
+from .steps import MODELS, SIZES, WANTED, assert_same, batch_of, eager, se_a, slopes
 
-
-def run_as_it_is(joint: Any) -> Any:
-    return aot_compile_joint_with_descriptors(joint)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compilation, "compile_joint", run_as_it_is)
-
-
-def se_a(*, trainable: bool = True, types: tuple[str, ...] = ("A", "B"), **fitting: Any) -> Model:
-    section = SeAConfig(
-        sel=(30,) * len(types), rcut=4.0, rcut_smth=0.5, neuron=(3,), axis_neuron=2, trainable=trainable, seed=1
-    )
-    descriptor = section.build(len(types), types, seed=0)
-    rng = np.random.default_rng(0)
-    shape = (len(types), 4)
-    descriptor = descriptor.replace(davg=rng.normal(size=shape), dstd=rng.uniform(0.3, 0.5, shape))
-    net = EnerFittingConfig(neuron=(4, 4), **fitting).build(len(types), descriptor.dim_out, False, seed=1)
-    model = StandardModel.assemble(descriptor, net, types)
-    return model.replace(out_bias=rng.normal(size=model.out_bias.shape))
-
-
-def batch_of(model: Model, sizes: tuple[int, ...], *, seed: int = 0, frames_without_cell: bool = False) -> Prepared:
-    """Frames of different sizes: padded with virtual atoms to the largest."""
-    rng = np.random.default_rng(seed)
-    f, n = len(sizes), max(sizes)
-    atype = np.where(np.arange(n) < np.array(sizes)[:, None], rng.integers(0, model.ntypes, (f, n)), -1)
-    builder = builder_of(model)
-    grid = np.stack(np.meshgrid(*[np.arange(3)] * 3, indexing="ij"), -1).reshape(-1, 3)[:n] * 2.2
-    cell = None if frames_without_cell else np.tile(np.eye(3) * 6.6, (f, 1, 1))
-    more = {"fparam": rng.normal(size=(f, model.dim_fparam)), "aparam": rng.normal(size=(f, n, model.dim_aparam))}
-    given = {name: value for name, value in more.items() if value.shape[-1]}
-    graph = builder.build(grid + rng.uniform(0, 0.8, (f, n, 3)), atype, cell, **given)
-    labels = {"force": rng.normal(size=(f * n, 3)), "atom_ener": rng.normal(size=(f * n, 1))}
-    labels |= {"energy": rng.normal(size=(f, 1)), "virial": rng.normal(size=(f, 9))}
-    return Prepared(graph, labels, dict.fromkeys(labels, 1.0))
-
-
-Outputs = dict[str, torch.Tensor]
-
-
-def eager(module: Any, graph: Any) -> Outputs:
-    return predict(module, graph, functools.partial(torch_gradient, create_graph=True))
-
-
-def slopes(module: Any, outputs: Outputs) -> dict[str, torch.Tensor | None]:
-    """Gradients of a loss that looks at every number of every output."""
-    generator = torch.Generator().manual_seed(1)
-    loss = torch.zeros((), dtype=torch.float64)
-    for name in sorted(WANTED & outputs.keys()):
-        value = outputs[name]
-        weight = torch.randn(value.shape, generator=generator, dtype=value.dtype)
-        loss = loss + (weight * value + value**2).sum()
-    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
-    return dict(zip(trained, found, strict=True))
-
-
-def assert_same(module: Any, found: Outputs, expected: Outputs, *, bound: float = 1e-10) -> None:
-    """Outputs, and gradients for the parameters."""
-    for name in found:
-        torch.testing.assert_close(found[name], expected[name], rtol=bound, atol=bound, msg=name)
-    one, two = slopes(module, found), slopes(module, expected)
-    # A gradient that is not there equals one of zeros, except that an optimizer passes it over.
-    assert [name for name in one if one[name] is None] == [name for name in two if two[name] is None]
-    largest = max(float(g.abs().max()) for g in two.values() if g is not None and g.numel())
-    for name, value in two.items():
-        if value is not None:
-            torch.testing.assert_close(one[name], value, rtol=0, atol=bound * max(largest, 1e-10), msg=name)
-
-
-def dpa3() -> Model:
-    """Two layers, so that features travel, and all updates of edges and angles."""
-    flow = RepflowConfig(
-        n_dim=6, e_dim=4, a_dim=4, nlayers=2, e_rcut=4.0, e_rcut_smth=2.0, e_sel=40, a_rcut=3.0, a_rcut_smth=1.5,
-        a_sel=20, axis_neuron=2, fix_stat_std=0.3, a_compress_rate=1, a_compress_e_rate=2, a_compress_use_split=True,
-    )  # fmt: skip
-    descriptor = DPA3Config(repflow=flow, seed=1).build(2, ("A", "B"), seed=0)
-    net = EnerFittingConfig(neuron=(4,)).build(2, descriptor.dim_out, True, seed=1)
-    return StandardModel.assemble(descriptor, net, ("A", "B"))
-
-
-MODELS: dict[str, Callable[[], Model]] = {"se_e2_a": lambda: se_a(numb_fparam=2, numb_aparam=1), "dpa3": dpa3}
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -138,7 +33,7 @@ def whole(request: pytest.FixtureRequest) -> tuple[Model, Any, CompiledStep]:
     return model, module, CompiledStep(module, WANTED, derivatives=True)
 
 
-@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.usefixtures("traced_only")
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_gradients_at_every_size(whole: tuple[Model, Any, CompiledStep], sizes: tuple[int, ...]) -> None:
     model, module, step = whole
@@ -149,7 +44,7 @@ def test_gradients_at_every_size(whole: tuple[Model, Any, CompiledStep], sizes: 
     assert step.compilations() == len(step.contents()) == 1
 
 
-@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.usefixtures("traced_only")
 def test_no_edges(whole: tuple[Model, Any, CompiledStep]) -> None:
     model, module, step = whole
     graph = graph_to_torch(batch_of(model, (1, 1), frames_without_cell=True).graph)
@@ -157,7 +52,7 @@ def test_no_edges(whole: tuple[Model, Any, CompiledStep]) -> None:
     assert_same(module, step(graph), eager(module, graph))
 
 
-@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.usefixtures("traced_only")
 def test_changes_of_state_act(whole: tuple[Model, Any, CompiledStep]) -> None:
     """Buffers replaced, parameters overwritten: read anew at every call; gradients add up over calls."""
     model, module, step = whole
@@ -184,7 +79,7 @@ def test_changes_of_state_act(whole: tuple[Model, Any, CompiledStep]) -> None:
     assert step.compilations() == 1
 
 
-@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.usefixtures("traced_only")
 def test_models_of_one_structure_share_code(
     whole: tuple[Model, Any, CompiledStep], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,7 +140,7 @@ def step_of(module: Any, wanted: frozenset[str] = WANTED) -> CompiledStep:
     return CompiledStep(module, wanted, derivatives=True)
 
 
-@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.usefixtures("traced_only")
 @pytest.mark.parametrize("stop", ["detach", "no_grad"])
 def test_an_intended_stop_of_gradients_stays(stop: str) -> None:
     module = pair(stop=stop)
@@ -261,7 +156,7 @@ def test_an_intended_stop_of_gradients_stays(stop: str) -> None:
     assert step.contents() != plain.contents()
 
 
-@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.usefixtures("traced_only")
 def test_frozen_parameters() -> None:
     module = pair()
     step, graph = step_of(module), graph_of(4, 3)
@@ -282,7 +177,7 @@ def test_frozen_parameters() -> None:
     assert_same(late, step(graph), eager(late, graph))
 
 
-@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.usefixtures("traced_only")
 def test_gradients_can_be_switched_off() -> None:
     module, graph = pair(), graph_of(4, 3)
     step = step_of(module)
@@ -293,7 +188,7 @@ def test_gradients_can_be_switched_off() -> None:
     assert step.compilations() == 1
 
 
-@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.usefixtures("traced_only")
 def test_the_key_holds_what_the_code_holds() -> None:
     """Everything in the code of a layer separates; values of the state do not."""
     graph = graph_of(4, 3)
@@ -324,7 +219,7 @@ def test_the_key_holds_what_the_code_holds() -> None:
     assert next(iter(named._codes.values())) is next(iter(step._codes.values()))
 
 
-@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.usefixtures("traced_only")
 def test_wrong_inputs_are_refused() -> None:
     module, graph = pair(), graph_of(4, 3)
     step = step_of(module)
@@ -336,85 +231,3 @@ def test_wrong_inputs_are_refused() -> None:
     strided = graph.replace(edge_vec=graph.edge_vec.T.contiguous().T)
     assert_same(module, step(strided), eager(module, graph))
     assert step.compilations() == 1
-
-
-# --- the trainer -------------------------------------------------------------------------------------------
-
-
-def stepper_of(model: Model, *, backend: str = "pt_expt", compile: bool = False, **options: Any) -> Any:
-    loss = {"start_pref_v": 0.5, "start_pref_ae": 3.0, **options}
-    return get_trainer(backend).stepper(
-        model, build_loss(EnerLossConfig(**loss), 0.01), AdamConfig(), device="cpu", compile=compile
-    )
-
-
-@pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize("name", MODELS)
-def test_adam_steps(name: str) -> None:
-    """Compiled against the eager step of pt with its overrides, each batch of another size."""
-    model = MODELS[name]()
-    steppers = [stepper_of(model, compile=True), stepper_of(model), stepper_of(model, backend="pt")]
-    assert [type(stepper) for stepper in steppers] == [CompiledStepper, TorchStepper, TorchStepper]
-    for k, sizes in enumerate([(9, 4), (3,), (12, 7, 1), (1, 0)]):
-        batch = batch_of(model, sizes, seed=k)
-        shown = [stepper.step(*batch, 0.01)() for stepper in steppers]
-        for other in shown[1:]:
-            assert shown[0] == pytest.approx(other, rel=1e-10)
-    check = batch_of(model, (6, 2), seed=9)
-    measured = [stepper.measure(*check, 0.01) for stepper in steppers]
-    for other in measured[1:]:
-        assert measured[0] == pytest.approx(other, rel=1e-9)
-    states = [stepper.model().state() for stepper in steppers]
-    slots = [stepper.optimizer_state() for stepper in steppers]
-    for other, slot in zip(states[1:], slots[1:], strict=True):
-        assert other.keys() == states[0].keys()
-        for path, value in other.items():
-            np.testing.assert_allclose(states[0][path], value, rtol=0, atol=1e-8, err_msg=path)
-        assert slot["step"] == slots[0]["step"]
-    moved = [path for path, value in model.state().items() if not np.array_equal(value, states[0][path])]
-    assert len(moved) > 10
-    assert steppers[0].compiled.compilations() == 1
-    np.testing.assert_allclose(
-        steppers[0].predict(check.graph)["energy"], steppers[1].predict(check.graph)["energy"], rtol=1e-12
-    )
-
-
-@pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize(
-    ("options", "wanted"),
-    [
-        ({"start_pref_f": 0.0, "limit_pref_f": 0.0, "start_pref_v": 0.0, "start_pref_ae": 0.0}, {"energy"}),
-        ({"start_pref_e": 0.0, "limit_pref_e": 0.0, "start_pref_v": 0.0, "start_pref_ae": 0.0}, {"energy", "force"}),
-    ],
-    ids=["energy_alone", "force_alone"],
-)
-def test_terms_of_the_loss(options: dict[str, float], wanted: set[str]) -> None:
-    model = se_a(trainable=False, types=("A",))
-    one, two = (stepper_of(model, compile=compiled, **options) for compiled in (True, False))
-    batch = batch_of(model, (4, 3))
-    for _ in range(3):
-        assert one.step(*batch, 0.01)() == pytest.approx(two.step(*batch, 0.01)(), rel=1e-10)
-    assert one.compiled.wanted == wanted
-    before, after, expected = (op.state() for op in (model, one.model(), two.model()))
-    for name, value in expected.items():
-        np.testing.assert_allclose(after[name], value, rtol=0, atol=1e-8, err_msg=name)
-        assert np.array_equal(after[name], before[name]) or not name.startswith("descriptor"), name
-
-
-def test_backends_that_do_not_compile_say_so() -> None:
-    with pytest.raises(BackendError, match="compiled training step needs the backend pt_expt"):
-        stepper_of(PLAIN, backend="pt", compile=True)
-
-
-def test_inductor() -> None:
-    """What users run. One type, one layer: Inductor takes its time for every kernel."""
-    model = se_a(types=("A",))
-    compiled, plain = stepper_of(model, compile=True), stepper_of(model)
-    for k, sizes in enumerate([(9, 4), (1,), (12, 7, 1)]):
-        batch = batch_of(model, sizes, seed=k)
-        graph = graph_to_torch(batch.graph)
-        assert_same(compiled.module, compiled.compiled(graph), eager(compiled.module, graph))
-        assert compiled.step(*batch, 0.01)() == pytest.approx(plain.step(*batch, 0.01)(), rel=1e-9)
-    for name, value in plain.model().state().items():
-        np.testing.assert_allclose(compiled.model().state()[name], value, rtol=0, atol=1e-8, err_msg=name)
-    assert compiled.compiled.compilations() == 1

@@ -1,0 +1,1 @@
+"""The exportable PyTorch backend."""
