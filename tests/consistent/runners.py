@@ -103,7 +103,7 @@ def _traced(model: Model) -> Runner:
     run = _evaluator("pt_expt", model, compile=True)
 
     def traced(graph: Graph) -> Outputs:
-        with mock.patch.object(compilation, "compile_fx", lambda graph_module, inputs: graph_module):
+        with mock.patch.object(compilation, "compile_fx", lambda graph_module, inputs, **_: graph_module):
             return run(graph)
 
     return traced

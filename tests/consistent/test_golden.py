@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,11 @@ each_model = pytest.mark.parametrize("name", MODELS)
 
 def evaluate(path: Path, data: dict[str, np.ndarray], backend: str) -> dict[str, np.ndarray]:
     """Outputs by the names of the golden file."""
-    potential = dpmodel.load(path, backend=backend)
+    return evaluate_all(dpmodel.load(path, backend=backend), data)
+
+
+def evaluate_all(potential: dpmodel.Potential, data: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same of a loaded model."""
     results = {}
     for system in sorted({key.split("/")[0] for key in data}):
         given = {key.split("/")[2]: value for key, value in data.items() if key.startswith(f"{system}/in/")}
@@ -70,7 +75,17 @@ def check(name: str, backend: str, data: dict[str, np.ndarray]) -> None:
     """Against the file, and against torch."""
     path = FOLDER / f"{name}.dp"
     ours = evaluate(path, data, backend)
-    hidden = GRADIENTS if backend == "numpy" else set()
+    check_against_golden(name, ours, data, hidden=GRADIENTS if backend == "numpy" else set())
+    if not is_single(name) and backend != "pt":
+        for key, value in evaluate(path, data, "pt").items():
+            if key in ours:
+                assert distance(ours[key], value) <= (1e-11 if key.split("/")[2] in GRADIENTS else 1e-12), key
+
+
+def check_against_golden(
+    name: str, ours: dict[str, np.ndarray], data: dict[str, np.ndarray], *, hidden: Collection[str] = ()
+) -> None:
+    """Every output of the file but the hidden ones."""
     expected = {key: value for key, value in data.items() if "/out/" in key and key.split("/")[2] not in hidden}
     assert expected
     for key, value in expected.items():
@@ -78,10 +93,27 @@ def check(name: str, backend: str, data: dict[str, np.ndarray]) -> None:
         if name.startswith("dpa3") and key.endswith("/atom_virial"):  # of another definition: the sums agree
             found, golden = found.sum(axis=1), data[key.replace("atom_virial", "virial")]
         assert distance(found, golden) <= (2e-5 if is_single(name) else 1e-10), key
-    if not is_single(name) and backend != "pt":
-        for key, value in evaluate(path, data, "pt").items():
-            if key in ours:
-                assert distance(ours[key], value) <= (1e-11 if key.split("/")[2] in GRADIENTS else 1e-12), key
+
+
+COMPILED = ("dpa3", "dpa3_dynamic", "dpa3_excl")
+FROZEN = ("dpa3", "dpa3_excl", "se_e2_a")
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore:`torch._prims_common.check` is deprecated:FutureWarning")  # torch 2.13's compiler
+@pytest.mark.parametrize("name", COMPILED)
+def test_golden_compiled(name: str) -> None:
+    """By torch's own compiler, which takes minutes; every day the traced graphs run as they are."""
+    potential = dpmodel.load(FOLDER / f"{name}.dp", backend="pt_expt", device="cpu", compile=True)
+    check_against_golden(name, evaluate_all(potential, golden(name)), golden(name))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", FROZEN)
+def test_golden_frozen(name: str, tmp_path: Path) -> None:
+    """Frozen, loaded, evaluated."""
+    dpmodel.freeze(FOLDER / f"{name}.dp", tmp_path / "model.pt2", atomic_virial=True)
+    check_against_golden(name, evaluate_all(dpmodel.load(tmp_path / "model.pt2"), golden(name)), golden(name))
 
 
 @each_model

@@ -127,7 +127,7 @@ def test_refused_in_training(energies: Energies) -> None:
 
 
 def test_what_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compilation, "compile_fx", lambda graph_module, _: graph_module)
+    monkeypatch.setattr(compilation, "compile_fx", lambda graph_module, inputs, **_: graph_module)
     monkeypatch.setattr(compilation, "compile_joint", aot_compile_joint_with_descriptors)
     module = module_of(fine)
     lower = CompiledLower(module)
@@ -140,7 +140,7 @@ def test_what_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_failing_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> Any:
+    def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("no compiler\nand more lines")
 
     monkeypatch.setattr(compilation, "compile_fx", broken)

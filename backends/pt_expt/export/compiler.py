@@ -1,32 +1,27 @@
 """The C++ compiler: from an exported program to files of compiled code.
 
-Inductor's options are private and change between versions of torch: this is the only file of the export that names
-them. All of them are needed.
+Inductor's options are private and change between versions of torch: only this file and `..inductor` name them. All of
+them are needed.
 """
 
 from __future__ import annotations
 
 import platform
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.fx.experimental._config as fx_config
 from torch._inductor import aot_compile, config
-from torch._inductor.decomposition import decompositions
 
 from dpmodel.errors import BackendError
 
+from ..inductor import OPTIONS as SHARED_OPTIONS
+from ..inductor import for_any_size
+
 __all__ = ["compile_program"]
 
-OPTIONS: dict[str, Any] = {
-    "aot_inductor.package": True,
-    # The number of threads belongs to the run, not to the machine that compiled.
-    "cpp.dynamic_threads": True,
-}
+OPTIONS: dict[str, Any] = {**SHARED_OPTIONS, "aot_inductor.package": True}
 MARCH = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3", "DEFAULT": "x86-64"}
 """By torch's name of the instruction set: what all processors have that have it. Otherwise code would run on processors
 like the one that compiled it alone, and crash elsewhere without a word."""
@@ -39,54 +34,19 @@ def compile_program(exported: torch.export.ExportedProgram, folder: Path) -> lis
         options["cpp.march"] = MARCH.get(torch.backends.cpu.get_cpu_capability(), MARCH["DEFAULT"])
     _require_known(options)
     env = _shape_env(exported)
-    ranges = dict(env.var_to_range)
     module = cast(Any, exported.module(check_guards=False))
     inputs = tuple(exported.example_inputs[0]) if exported.example_inputs else ()
     try:
-        # Inductor asks questions such as "is this product small?" of the sample's sizes and takes the answers for facts:
-        # it would believe that no system is larger than the sample, or that none has 0 or 1 atoms.
-        with (
-            warnings.catch_warnings(),
-            _sums_by_rows(),
-            cast(Any, fx_config).patch(backed_size_oblivious=True),
-            env.suppress_guards(),
-        ):
+        with warnings.catch_warnings(), for_any_size(env):
             # torch deprecates parts of itself that its compiler still uses.
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", FutureWarning)
             files: Any = aot_compile(module, inputs, options=options)
+    except BackendError:
+        raise
     except Exception as problem:
         raise BackendError(f"export: the compiler failed: {str(problem)[-500:]}") from problem
-    changed = {str(symbol): str(bounds) for symbol, bounds in env.var_to_range.items() if ranges.get(symbol) != bounds}
-    if changed:
-        raise BackendError(f"export: the compiler restricted sizes of the model's inputs: {changed}")
     return [Path(name) for name in files if isinstance(name, str) and not name.endswith((".cpp", ".h"))]
-
-
-@contextmanager
-def _sums_by_rows() -> Iterator[None]:
-    """Let Inductor call torch for segment sums, by a function that sums whole rows.
-
-    Its own code adds number by number, atomically, and computes what is added there as well, unvectorised: a dpa3 model
-    takes three times as long.
-    """
-    operator = torch.ops.aten.index_add.default
-    before = decompositions.get(operator)
-    decompositions[operator] = _index_add
-    try:
-        yield
-    finally:
-        if before is None:
-            del decompositions[operator]
-        else:
-            decompositions[operator] = before
-
-
-def _index_add(x: torch.Tensor, dim: int, index: torch.Tensor, source: torch.Tensor, *, alpha: Any = 1) -> torch.Tensor:
-    shape = [1] * source.ndim
-    shape[dim] = index.shape[0]
-    rows = index.view(shape).expand_as(source)
-    return torch.ops.aten.scatter_add.default(x, dim, rows, source if alpha == 1 else source * alpha)
 
 
 def _shape_env(exported: torch.export.ExportedProgram) -> Any:

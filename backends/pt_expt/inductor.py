@@ -1,0 +1,72 @@
+"""What Inductor has to be told, however it is called.
+
+**Sizes.** It asks questions such as "is this product small?" of the sample's sizes and takes the answers for facts: it
+would believe that no system is larger than the sample, or that none has 0 or 1 atoms.
+
+**Segment sums.** Its own code for `index_add` adds number by number, atomically, and computes what is added in the same
+loop, unvectorised: evaluating dpa3 takes three times as long. As a scatter of whole rows it calls torch's kernel, which
+sums rows. (It does so only where the number of threads is not fixed to 1 when compiling.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, cast
+
+import torch
+import torch.fx.experimental._config as fx_config
+from torch._inductor import config
+from torch._inductor.decomposition import select_decomp_table
+
+from dpmodel.errors import BackendError
+
+__all__ = ["OPTIONS", "decompositions", "for_any_size", "scatter_rows"]
+
+OPTIONS: Mapping[str, Any] = MappingProxyType({"cpp.dynamic_threads": True})
+"""Inductor's options: the number of threads belongs to the run, not to the machine that compiled."""
+
+
+def scatter_rows(
+    x: torch.Tensor, dim: int, index: torch.Tensor, source: torch.Tensor, *, alpha: Any = 1
+) -> torch.Tensor:
+    """`aten.index_add` by `aten.scatter_add`."""
+    shape = [1] * source.ndim
+    shape[dim] = index.shape[0]
+    rows = index.view(shape).expand_as(source)
+    return torch.ops.aten.scatter_add.default(x, dim, rows, source if alpha == 1 else source * alpha)
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """Inductor's, and ours."""
+    return {**select_decomp_table(), torch.ops.aten.index_add.default: scatter_rows}
+
+
+@contextlib.contextmanager
+def for_any_size(shape_env: Any) -> Iterator[None]:
+    """Compile in here. Raises BackendError where the compiler has taken something about the sizes for a fact."""
+    ranges = dict(shape_env.var_to_range)
+    with (
+        _our_decompositions(),
+        config.patch(dict(OPTIONS)),
+        cast(Any, fx_config).patch(backed_size_oblivious=True),
+        shape_env.suppress_guards(),
+    ):
+        yield
+    changed = {str(s): str(bounds) for s, bounds in shape_env.var_to_range.items() if ranges.get(s, bounds) != bounds}
+    if changed:
+        raise BackendError(f"the compiler restricted sizes of the model's inputs: {changed}")
+
+
+@contextlib.contextmanager
+def _our_decompositions() -> Iterator[None]:
+    """Not every way to call Inductor takes a table, but all look into this one."""
+    table = select_decomp_table()
+    before = dict(table)
+    table.update(decompositions())
+    try:
+        yield
+    finally:
+        table.clear()
+        table.update(before)
