@@ -11,6 +11,7 @@ sums rows. (It does so only where the number of threads is not fixed to 1 when c
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, cast
@@ -48,11 +49,15 @@ def for_any_size(shape_env: Any) -> Iterator[None]:
     """Compile in here. Raises BackendError where the compiler has taken something about the sizes for a fact."""
     ranges = dict(shape_env.var_to_range)
     with (
+        warnings.catch_warnings(),
         _our_decompositions(),
         config.patch(dict(OPTIONS)),
         cast(Any, fx_config).patch(backed_size_oblivious=True),
         shape_env.suppress_guards(),
     ):
+        # torch deprecates parts of itself that its compiler still uses.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
         yield
     changed = {str(s): str(bounds) for s, bounds in shape_env.var_to_range.items() if ranges.get(s, bounds) != bounds}
     if changed:

@@ -100,7 +100,6 @@ FROZEN = ("dpa3", "dpa3_excl", "se_e2_a")
 
 
 @pytest.mark.nightly
-@pytest.mark.filterwarnings("ignore:`torch._prims_common.check` is deprecated:FutureWarning")  # torch 2.13's compiler
 @pytest.mark.parametrize("name", COMPILED)
 def test_golden_compiled(name: str) -> None:
     """By torch's own compiler, which takes minutes; every day the traced graphs run as they are."""

@@ -7,7 +7,6 @@ them are needed.
 from __future__ import annotations
 
 import platform
-import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,10 +36,7 @@ def compile_program(exported: torch.export.ExportedProgram, folder: Path) -> lis
     module = cast(Any, exported.module(check_guards=False))
     inputs = tuple(exported.example_inputs[0]) if exported.example_inputs else ()
     try:
-        with warnings.catch_warnings(), for_any_size(env):
-            # torch deprecates parts of itself that its compiler still uses.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            warnings.simplefilter("ignore", FutureWarning)
+        with for_any_size(env):
             files: Any = aot_compile(module, inputs, options=options)
     except BackendError:
         raise
