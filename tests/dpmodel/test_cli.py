@@ -429,8 +429,8 @@ def test_the_demo_makes_a_valid_input(water_data) -> None:
     assert spec.loader is not None
     demo = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(demo)
-    for steps in (1, 1000):
-        made = load_input(demo.make_input(steps))
+    for template, steps in (("input.json", 1), ("input.json", 1000), ("input_dpa3.json", 40)):
+        made = load_input(demo.make_input(template, "name", steps))
         assert made.training.numb_steps == steps
         assert all(Path(path).is_dir() for path in made.training.training_data.systems)
     atoms = demo.read_frame(demo.MD_FRAME)
