@@ -62,8 +62,8 @@ class Side:
         script = "worker_lammps.py" if job["quantity"] == "lammps" else f"worker_{self.name}.py"
         place = self.scratch / folder
         place.mkdir(parents=True, exist_ok=True)
-        # One cache per program, which is empty at the start: the first figure of a case holds the whole compilation.
-        cache = place / "inductor" if cold else self.scratch / f"inductor-{self.name}"
+        # One cache per model and program, empty at the start: the first figure of a case holds the whole compilation.
+        cache = (place if cold else self.scratch / folder.split("/")[0]) / f"inductor-{self.name}"
         text = json.dumps({**job, "modules": self.modules.get(kind, [])})
         try:
             done = subprocess.run(
