@@ -63,7 +63,7 @@ class Side:
         place = self.scratch / folder
         place.mkdir(parents=True, exist_ok=True)
         # One cache per model and program, empty at the start: the first figure of a case holds the whole compilation.
-        cache = (place if cold else self.scratch / folder.split("/")[0]) / f"inductor-{self.name}"
+        cache = (place if cold else self.scratch / folder.split("/", maxsplit=1)[0]) / f"inductor-{self.name}"
         text = json.dumps({**job, "modules": self.modules.get(kind, [])})
         try:
             done = subprocess.run(
