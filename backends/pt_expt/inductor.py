@@ -23,7 +23,7 @@ from torch._inductor.decomposition import select_decomp_table
 
 from dpmodel.errors import BackendError
 
-__all__ = ["OPTIONS", "decompositions", "for_any_size", "scatter_rows"]
+__all__ = ["OPTIONS", "decompositions", "for_any_size", "scatter_rows", "settings"]
 
 OPTIONS: Mapping[str, Any] = MappingProxyType({"cpp.dynamic_threads": True})
 """Inductor's options: the number of threads belongs to the run, not to the machine that compiled."""
@@ -45,19 +45,20 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
 
 
 @contextlib.contextmanager
-def for_any_size(shape_env: Any) -> Iterator[None]:
-    """Compile in here. Raises BackendError where the compiler has taken something about the sizes for a fact."""
-    ranges = dict(shape_env.var_to_range)
-    with (
-        warnings.catch_warnings(),
-        _our_decompositions(),
-        config.patch(dict(OPTIONS)),
-        cast(Any, fx_config).patch(backed_size_oblivious=True),
-        shape_env.suppress_guards(),
-    ):
+def settings() -> Iterator[None]:
+    """Compile in here."""
+    with warnings.catch_warnings(), _our_decompositions(), config.patch(dict(OPTIONS)):
         # torch deprecates parts of itself that its compiler still uses.
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+@contextlib.contextmanager
+def for_any_size(shape_env: Any) -> Iterator[None]:
+    """Export in here. Raises BackendError where the compiler has taken something about the sizes for a fact."""
+    ranges = dict(shape_env.var_to_range)
+    with settings(), cast(Any, fx_config).patch(backed_size_oblivious=True), shape_env.suppress_guards():
         yield
     changed = {str(s): str(bounds) for s, bounds in shape_env.var_to_range.items() if ranges.get(s, bounds) != bounds}
     if changed:
