@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.fx.experimental._config as fx_config
 from torch._dynamo.source import ConstantSource
+from torch._functorch import config as functorch_config
 from torch._functorch.aot_autograd import aot_compile_joint_with_descriptors, aot_export_joint_with_descriptors
 from torch._guards import TracingContext, tracing
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner, partition_fn
@@ -47,7 +48,7 @@ from dpmodel.op import Kind, Op
 
 from ..pt.bridge import torch_gradient
 from .audit import audit, content_hash
-from .inductor import decompositions, settings
+from .inductor import decompositions, for_any_size
 
 __all__ = ["CompiledLower", "CompiledStep", "Traced", "model_state", "sample_graph", "trace", "use_own_cache"]
 
@@ -193,9 +194,10 @@ _SHARED: weakref.WeakValueDictionary[Any, _Code] = weakref.WeakValueDictionary()
 def compile_joint(joint: Any) -> Callable[..., Sequence[torch.Tensor]]:
     """Compile a joint graph of AOTAutograd by Inductor."""
     backward = functools.partial(compile_fx_inner, is_backward=True)
-    run: Any = aot_compile_joint_with_descriptors(
-        joint, partition_fn=partition_fn, fw_compiler=cast(Any, compile_fx_inner), bw_compiler=cast(Any, backward)
-    )
+    with cast(Any, functorch_config).patch(force_non_lazy_backward_lowering=True):
+        run: Any = aot_compile_joint_with_descriptors(
+            joint, partition_fn=partition_fn, fw_compiler=cast(Any, compile_fx_inner), bw_compiler=cast(Any, backward)
+        )
     return cast(Callable[..., Sequence[torch.Tensor]], run)
 
 
@@ -209,7 +211,7 @@ def _compile_traced(module: torch.nn.Module, graph: Graph, forces: bool, atomic:
         with tracing(TracingContext(mode)):
             return cast(Any, compile_fx)(traced.graph_module, traced.fakes)
 
-    return _shared(compile_fx, key, traced.names, compiled, begin)
+    return _shared(compile_fx, key, traced.names, compiled, begin, mode.shape_env)
 
 
 def _compile_step(module: torch.nn.Module, graph: Graph, wanted: frozenset[str], derivatives: bool) -> _Code:
@@ -231,7 +233,7 @@ def _compile_step(module: torch.nn.Module, graph: Graph, wanted: frozenset[str],
         content, leaves = joint.graph_module.graph, sized(sample)
         audit(content, leaves, fakes[len(fakes) - len(leaves) :], mode.shape_env)
         key = content_hash(content, fakes, mode.shape_env)
-        return _shared(compile_joint, key, names, functools.partial(compile_joint, joint), begin)
+        return _shared(compile_joint, key, names, functools.partial(compile_joint, joint), begin, mode.shape_env)
 
 
 class _Plain(torch.nn.Module):
@@ -246,7 +248,9 @@ class _Plain(torch.nn.Module):
         return self.function(*flat)
 
 
-def _shared(compiler: Any, key: str, names: Sequence[str], compiled: Callable[[], Any], begin: float) -> _Code:
+def _shared(
+    compiler: Any, key: str, names: Sequence[str], compiled: Callable[[], Any], begin: float, shape_env: Any
+) -> _Code:
     """What this compiler made of this content before, else made now. begin: when its trace began."""
     code = _SHARED.get((compiler, key))
     traced = time.perf_counter()
@@ -255,7 +259,7 @@ def _shared(compiler: Any, key: str, names: Sequence[str], compiled: Callable[[]
         return code
     logger.info("Compiling the model for any size of system (once; a minute or two without a cache)")
     try:
-        with settings():
+        with for_any_size(shape_env, oblivious=compiler is compile_fx):
             run = compiled()
     except BackendError:
         raise

@@ -23,10 +23,17 @@ from torch._inductor.decomposition import select_decomp_table
 
 from dpmodel.errors import BackendError
 
-__all__ = ["OPTIONS", "decompositions", "for_any_size", "scatter_rows", "settings"]
+__all__ = ["OPTIONS", "decompositions", "for_any_size", "scatter_rows"]
 
-OPTIONS: Mapping[str, Any] = MappingProxyType({"cpp.dynamic_threads": True})
-"""Inductor's options: the number of threads belongs to the run, not to the machine that compiled."""
+OPTIONS: Mapping[str, Any] = MappingProxyType(
+    {
+        "cpp.dynamic_threads": True,  # the number of threads belongs to the run, not to the machine that compiled
+        # What its cache holds was made here, from samples of the same sizes and without guards; it would evaluate the
+        # relations between sizes by names of inputs that it does not know.
+        "unsafe_skip_cache_dynamic_shape_guards": True,
+    }
+)
+"""Inductor's options."""
 
 
 def scatter_rows(
@@ -45,20 +52,22 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
 
 
 @contextlib.contextmanager
-def settings() -> Iterator[None]:
-    """Compile in here."""
-    with warnings.catch_warnings(), _our_decompositions(), config.patch(dict(OPTIONS)):
+def for_any_size(shape_env: Any, *, oblivious: bool = True) -> Iterator[None]:
+    """Compile in here. Raises BackendError where the compiler has taken something about the sizes for a fact.
+
+    oblivious: whether it may not look at the sample's sizes at all.
+    """
+    ranges = dict(shape_env.var_to_range)
+    with (
+        warnings.catch_warnings(),
+        _our_decompositions(),
+        config.patch(dict(OPTIONS)),
+        cast(Any, fx_config).patch(backed_size_oblivious=oblivious),
+        shape_env.suppress_guards(),
+    ):
         # torch deprecates parts of itself that its compiler still uses.
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
-        yield
-
-
-@contextlib.contextmanager
-def for_any_size(shape_env: Any) -> Iterator[None]:
-    """Export in here. Raises BackendError where the compiler has taken something about the sizes for a fact."""
-    ranges = dict(shape_env.var_to_range)
-    with settings(), cast(Any, fx_config).patch(backed_size_oblivious=True), shape_env.suppress_guards():
         yield
     changed = {str(s): str(bounds) for s, bounds in shape_env.var_to_range.items() if ranges.get(s, bounds) != bounds}
     if changed:

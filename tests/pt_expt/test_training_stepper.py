@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
 import pytest
+from torch._dynamo.utils import counters
 
 from dpmodel.backend import get_trainer
 from dpmodel.backends.pt.bridge import graph_to_torch
 from dpmodel.backends.pt.training import TorchStepper
+from dpmodel.backends.pt_expt import compile as compilation
 from dpmodel.backends.pt_expt.training import CompiledStepper
 from dpmodel.errors import BackendError
 from dpmodel.input.sections import AdamConfig
@@ -87,7 +90,7 @@ def test_backends_that_do_not_compile_say_so() -> None:
         stepper_of(PLAIN, backend="pt", compile=True)
 
 
-def test_inductor() -> None:
+def test_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
     """What users run. One type, one layer: Inductor takes its time for every kernel."""
     model = se_a(types=("A",))
     compiled, plain = stepper_of(model, compile=True), stepper_of(model)
@@ -99,3 +102,8 @@ def test_inductor() -> None:
     for name, value in plain.model().state().items():
         np.testing.assert_allclose(compiled.model().state()[name], value, rtol=0, atol=1e-8, err_msg=name)
     assert compiled.compiled.compilations() == 1
+    monkeypatch.setattr(compilation, "_SHARED", weakref.WeakValueDictionary())  # as another process
+    hits = counters["inductor"]["fxgraph_cache_hit"]
+    again = stepper_of(model, compile=True)
+    assert_same(again.module, again.compiled(graph), eager(again.module, graph))
+    assert counters["inductor"]["fxgraph_cache_hit"] - hits == 2  # forward and backward

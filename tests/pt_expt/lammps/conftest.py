@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -117,9 +118,11 @@ class Lammps:
         )  # fmt: skip
         try:
             text, _ = process.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
+        except subprocess.TimeoutExpired as late:
+            text = str(late.output or "")
             os.killpg(process.pid, signal.SIGKILL)
-            text, _ = process.communicate()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # what has left the group may still hold the pipe
+                text, _ = process.communicate(timeout=10)
             pytest.fail(f"LAMMPS did not end within {limit} s:\n{text[-3000:]}")
         seconds = time.monotonic() - begin
         return Run(process.returncode, text, seconds, _thermo(text), _frames(self.folder / "out.atoms"))

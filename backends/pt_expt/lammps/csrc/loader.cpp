@@ -5,6 +5,7 @@
 #include "plugin.h"
 
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <dlfcn.h>
 #include <fstream>
@@ -103,8 +104,10 @@ void *refuse(void *lmp) {
   const auto text = "Pair style dpmodel cannot be used: " + problem;
   if (lammps_extract_setting(lmp, "world_size") > 1) {
     // Where all ranks refuse, the first speaks for all and ends the others before they do.
-    if (lammps_extract_setting(lmp, "world_rank") > 0) usleep(500000);
+    if (lammps_extract_setting(lmp, "world_rank") > 0) sleep(1);
     lammps_error(lmp, ERROR_ON_ONE, text.c_str());  // prints it; the exception stays within
+    std::fflush(nullptr);
+    usleep(300000);  // an abort takes what mpiexec has not yet read with it
     abort_all(lmp);
   }
   lammps_error(lmp, ERROR_ON_ALL, text.c_str());  // prints it once; the exception stays within

@@ -17,6 +17,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <unistd.h>
 
@@ -81,11 +82,14 @@ void PairDPModel::share(const std::string &problem) {
 void PairDPModel::fail_alone(const std::string &problem) {
   if (comm->nprocs == 1) error->one(FLERR, Error::NOLASTLINE, "Pair style dpmodel: {}", problem);
   // Where all ranks fail in the same way the first of them speaks for all, and ends the others before they do.
-  if (comm->me > 0) usleep(500000);
+  if (comm->me > 0) sleep(1);
   try {
     error->one(FLERR, Error::NOLASTLINE, "Pair style dpmodel: {}", problem);
   } catch (...) {
     // Under `lmp` the exception would end the job. In a library it would end this rank, and leave the others waiting.
+    // An abort takes what mpiexec has not yet read of the message with it.
+    std::fflush(nullptr);
+    usleep(300000);
     MPI_Abort(world, 1);
     std::abort();
   }
