@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 
 from dpmodel.files.nodes import Node, Upgrade
-from dpmodel.nn import MLP, Linear
+from dpmodel.nn import MLP, LayerNorm, Linear
 from dpmodel.nn.activation import activation
 
 __all__ = [
     "read_collection",
     "read_layer",
+    "read_layer_norm",
     "read_linear",
     "read_network",
     "write_collection",
     "write_layer",
+    "write_layer_norm",
     "write_network",
 ]
 
@@ -91,6 +93,25 @@ def read_linear(node: Node, n_in: int, n_out: int, dtype: str, *, bias: bool = T
             f"expected a linear layer {'with' if bias else 'without'} bias, without activation, skip connection or time step"
         )
     return layer
+
+
+def read_layer_norm(node: Node, width: int, dtype: str) -> LayerNorm:
+    """A layer normalisation of that width."""
+    node = node.upgraded(1)
+    w, b = (node.array(name, (width,), dtype=dtype) for name in ("w", "b"))
+    return LayerNorm(w=w, b=b, eps=node.number("eps"), trainable=node.flag("trainable", True))
+
+
+def write_layer_norm(norm: LayerNorm, precision: str) -> dict[str, Any]:
+    """The inverse of `read_layer_norm`. precision: as the section has it."""
+    return {
+        "@class": "LayerNorm",
+        "@version": 1,
+        "eps": norm.eps,
+        "trainable": norm.trainable,
+        "precision": precision,
+        "@variables": {"w": norm.w, "b": norm.b},
+    }
 
 
 def read_network(node: Node, cls: str, dtype: str) -> MLP:

@@ -54,6 +54,13 @@ class Node:
             raise self.fail(f"{key!r} should be a whole number from 0 on, got {value!r}")
         return int(value)
 
+    def number(self, key: str, default: Any = _REQUIRED) -> float:
+        """A finite number under a key."""
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not np.isfinite(value):
+            raise self.fail(f"{key!r} should be a finite number, got {value!r}")
+        return float(value)
+
     def items(self, key: str) -> list[Any]:
         """The list under a key."""
         value = self.get(key)

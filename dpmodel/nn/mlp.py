@@ -34,16 +34,21 @@ class Linear(Op):
 
     def call(self, x: Array) -> Array:
         """(..., in) -> (..., out), in the dtype of the weights."""
-        xp = array_namespace(x)
+        return self.finish(self._affine(x), x)
+
+    @property
+    def skips(self) -> bool:
+        """Whether the input is added to the output."""
         n_in, n_out = self.w.shape
-        y = self._affine(x)
+        return self.resnet and n_out in (n_in, 2 * n_in)
+
+    def finish(self, y: Array, x: Array | None) -> Array:
+        """The output from y = x w + b. x may be None where the layer does not skip."""
         y = activation(self.activation)(y)
         if self.idt is not None:
             y = y * self.idt
-        if self.resnet and n_out == n_in:
-            y = y + x
-        elif self.resnet and n_out == 2 * n_in:
-            y = y + xp.concat([x, x], axis=-1)
+        if self.skips:
+            y = y + (x if self.w.shape[0] == self.w.shape[1] else array_namespace(y).concat([x, x], axis=-1))
         return y
 
     def _affine(self, x: Array) -> Array:

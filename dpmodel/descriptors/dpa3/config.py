@@ -13,6 +13,7 @@ from dpmodel.descriptors.dpa3.descriptor import DPA3, fresh
 from dpmodel.errors import InputError
 from dpmodel.nn.charge_spin import check_charge_spin
 from dpmodel.nn.mlp import Seed
+from dpmodel.nn.residual import STYLES
 
 __all__ = ["DPA3Config", "RepflowConfig"]
 
@@ -58,7 +59,7 @@ class RepflowConfig(Config):
         "res_residual",
         "How updates are added: res_avg divides the sum by the root of their number, res_incr divides the updates' sum, "
         "res_residual weighs each by a trained vector.",
-        choices=("res_avg", "res_incr", "res_residual"),
+        choices=STYLES,
     )
     update_residual: float = option(0.1, "Initial weights of res_residual.")
     update_residual_init: str = option(

@@ -22,6 +22,7 @@ from dpmodel.graph import AngleRequest, Edges, Graph, NeighbourRequest
 from dpmodel.nn import Activation, Linear, TypeEmbedding, child_seed, make_linear, make_type_embedding
 from dpmodel.nn.charge_spin import ChargeSpin, make_charge_spin
 from dpmodel.nn.mlp import Seed
+from dpmodel.nn.residual import make_residual
 from dpmodel.op import Array, buffer, child
 from dpmodel.ops import array_namespace, as_dtype, safe_norm, segment_outer, segment_sum, take_rows
 from dpmodel.precision import dtype_name
@@ -204,12 +205,10 @@ def _fresh_layer(config: DPA3Config, phi: Activation, seed: Seed, own: dict[str,
         return make_linear(n_in, n_out, seed=child_seed(seed, k), bias=bias, **own)
 
     def residual(k: int, count: int, width: int) -> Array | None:
-        if flow.update_style != "res_residual":
-            return None
-        scale = flow.update_residual if config.trainable else 0.0
-        if flow.update_residual_init == "const":
-            return np.full((count, width), scale, own["dtype"])
-        return np.random.default_rng(child_seed(seed, k)).normal(0.0, scale, (count, width)).astype(own["dtype"])
+        return make_residual(
+            count, width, style=flow.update_style, scale=flow.update_residual, init=flow.update_residual_init,
+            seed=child_seed(seed, k), **own,
+        )  # fmt: skip
 
     return RepflowLayer(
         n_dim=n,

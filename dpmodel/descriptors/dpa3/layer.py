@@ -10,7 +10,7 @@ concatenation along the feature axis:
     edges      e + phi(self [n_i | n_j | e_ij]) + phi(angle2 (Na^(-1/2) sum_k sa_ijk phi(angle1 I_ijk)))
     angles     a + phi(self I_ijk),   I_ijk = [a_ijk | n'_i | e'_ik | e'_ij]
 
-(each + is a residual update, see `_combine`; n', e' are narrowed copies). A product of weights with a concatenation
+(each + is a residual update, see `dpmodel.nn.residual`; n', e' are narrowed copies). A product of weights with a concatenation
 is a sum of products with its parts, so that each part is multiplied where it lives, on atoms or on edges, and only
 then gathered: with ten neighbours per atom that is a tenth of the work.
 """
@@ -21,6 +21,7 @@ import math
 from typing import NamedTuple
 
 from dpmodel.nn import Activation, Linear
+from dpmodel.nn.residual import combine
 from dpmodel.op import Array, Op, child, param
 from dpmodel.ops import array_namespace, segment_outer, segment_sum, take_rows
 
@@ -107,19 +108,19 @@ class RepflowLayer(Op):
         if not edges:
             return State(new, edge, None)
         if self.edge_angle1 is None:
-            return State(new, self._combine([edge, parts[1]], self.edge_residual), angle)
+            return State(new, combine([edge, parts[1]], self.style, self.edge_residual), angle)
         heads: list[Linear | None] = [self.edge_angle1, self.angle_self] if angles else [self.edge_angle1]
         z = self._on_angles(heads, node, edge, angle, env)
         sent = self._from_angles(z[0], edge, env)
-        angle = self._combine([angle, z[1]], self.angle_residual) if angles else None
-        return State(new, self._combine([edge, parts[1], sent], self.edge_residual), angle)
+        angle = combine([angle, z[1]], self.style, self.angle_residual) if angles else None
+        return State(new, combine([edge, parts[1], sent], self.style, self.edge_residual), angle)
 
     def _sequential(self, state: State, seen: Array, env: Environment) -> State:
         node, edge, angle = state
         (own,) = self._on_edges([self.edge_self], node, seen, edge, env)
         edge = edge + own * self.edge_residual[0, ...]  # type: ignore[index]  # the section demands res_residual
         (q,) = self._on_angles([self.angle_self], node, edge, angle, env)
-        angle = self._combine([angle, q], self.angle_residual)
+        angle = combine([angle, q], self.style, self.angle_residual)
         (z,) = self._on_angles([self.edge_angle1], node, edge, angle, env)
         edge = edge + self._from_angles(z, edge, env) * self.edge_residual[1, ...]  # type: ignore[index]  # as above
         (message,) = self._on_edges([self.node_edge], node, seen, edge, env)
@@ -135,7 +136,9 @@ class RepflowLayer(Op):
         squares = xp.concat([self._grrg(moment[:, :, :e]), self._grrg(moment[:, :, e:])], axis=-1)
         received = segment_sum(message * env.s, env.centre, n) / self.edge_norm
         heads = [received[:, k : k + self.n_dim] for k in range(0, received.shape[1], self.n_dim)]
-        return self._combine([node, phi(self.node_self(node)), phi(self.node_sym(squares)), *heads], self.node_residual)
+        return combine(
+            [node, phi(self.node_self(node)), phi(self.node_sym(squares)), *heads], self.style, self.node_residual
+        )
 
     def _grrg(self, moment: Array) -> Array:
         """(n, 3, width) -> (n, axis * width), the axis index slow."""
@@ -182,20 +185,6 @@ class RepflowLayer(Op):
         if not self.smooth:
             total = xp.where(env.spans, total, edge)
         return self.activation(self.edge_angle2(total))  # type: ignore[misc]  # there is one where there are angles
-
-    def _combine(self, terms: list[Array], residual: Array | None) -> Array:
-        """The first term, updated by the others in the style of the section."""
-        old, new = terms[0], terms[1:]
-        if self.style == "res_residual":
-            for k, term in enumerate(new):
-                old = old + term * residual[k, ...]  # type: ignore[index]  # the style has them
-            return old
-        total = new[0]
-        for term in new[1:]:
-            total = total + term
-        if self.style == "res_avg":
-            return (old + total) / math.sqrt(len(terms))
-        return old + total / math.sqrt(len(new))
 
 
 def _joined(arrays: list[Array]) -> Array:

@@ -94,7 +94,7 @@ def warn_of_unknown(node: Node, known: Collection[str]) -> None:
 def write_op(op: Op, table: tuple[Codec, ...], type_map: tuple[str, ...]) -> dict[str, Any]:
     """The inverse of `read_node`."""
     for codec in table:
-        if type(op) is codec.op:
+        if type(op) is codec.op and (codec.config is None or type(getattr(op, "config", None)) is codec.config):
             return codec.write(op, type_map)
     if isinstance(op, Descriptor):
         return {**_write_derived(op), "type_map": list(type_map)}

@@ -1,11 +1,13 @@
-"""Descriptors, as DeePMD-kit's files hold them: one module each."""
+"""Descriptors, as DeePMD-kit's files hold them: one module for each family."""
 
 from __future__ import annotations
 
 from dpmodel.files.codecs.base import Codec
+from dpmodel.files.codecs.descriptors.dpa2 import DPA2_CODEC
 from dpmodel.files.codecs.descriptors.dpa3 import DPA3_CODEC
-from dpmodel.files.codecs.descriptors.se_a import SE_A_CODEC
+from dpmodel.files.codecs.descriptors.mixed import MIXED_CODECS
+from dpmodel.files.codecs.descriptors.typed import SE_A_CODEC, SE_R_CODEC, SE_T_CODEC
 
 __all__ = ["DESCRIPTORS"]
 
-DESCRIPTORS: tuple[Codec, ...] = (SE_A_CODEC, DPA3_CODEC)
+DESCRIPTORS: tuple[Codec, ...] = (SE_A_CODEC, SE_R_CODEC, SE_T_CODEC, *MIXED_CODECS, DPA2_CODEC, DPA3_CODEC)

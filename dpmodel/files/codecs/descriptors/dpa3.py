@@ -10,14 +10,19 @@ from dpmodel.config import MISSING, thaw
 from dpmodel.descriptors.dpa3 import DPA3, DPA3Config, RepflowConfig, RepflowLayer
 from dpmodel.descriptors.dpa3.descriptor import fresh
 from dpmodel.files.codecs.base import Codec, add_type_map, build_config, warn_of_unknown
-from dpmodel.files.codecs.descriptors.shared import env_mat, read_statistics, write_statistics
+from dpmodel.files.codecs.descriptors.shared import (
+    check_excluded,
+    env_mat,
+    read_residual,
+    read_statistics,
+    write_statistics,
+)
 from dpmodel.files.networks import read_linear, write_layer
 from dpmodel.files.nodes import Node
 from dpmodel.files.type_embedding import read_type_embedding, write_type_embedding
 from dpmodel.input.values import show
 from dpmodel.nn import Activation, Linear, activation
 from dpmodel.nn.charge_spin import CHARGES, SPINS, ChargeSpin
-from dpmodel.op import Array
 from dpmodel.precision import dtype_name
 
 __all__ = ["DPA3_CODEC"]
@@ -58,8 +63,7 @@ def _read(node: Node) -> DPA3:
     flow = _read_repflow(node.node("repflow_args"))
     config = build_config(node, DPA3Config, repflow=flow)
     ntypes, dtype, state = node.integer("ntypes"), dtype_name(config.precision), node.node("repflow_variable")
-    if any(not 0 <= t < ntypes for pair in config.exclude_types for t in pair):
-        raise node.fail(f"'exclude_types' are {thaw(config.exclude_types)}, expected types from 0 to {ntypes - 1}")
+    check_excluded(node, config.exclude_types, ntypes)
     layers = state.nodes("repflow_layers")
     if len(layers) != flow.nlayers:
         raise state.fail(f"'repflow_layers' has {len(layers)} layers, but 'nlayers' is {flow.nlayers}")
@@ -120,7 +124,7 @@ def _read_layer(node: Node, blank: RepflowLayer, config: DPA3Config, dtype: str)
     for field, key in RESIDUALS.items():
         vectors = getattr(blank, field)
         if vectors is not None:
-            found[field] = _read_residual(node, key, vectors.shape, dtype)
+            found[field] = read_residual(node, key, vectors.shape, dtype)
     return blank.replace(activation=Activation(name=name), **found)
 
 
@@ -131,19 +135,6 @@ def _check_repeated(node: Node, config: DPA3Config) -> None:
         found = node.get(name, expected)
         if name not in FREE and found not in (expected, [expected]):
             raise node.fail(f"{name!r} is {found!r}, but that of the section is {expected!r}")
-
-
-def _read_residual(node: Node, key: str, shape: tuple[int, int], dtype: str) -> Array:
-    """(count, width), from a list of vectors below "@variables" or beside it."""
-    variables = node.get("@variables", None)
-    place = node if key in node.data or variables is None else node.node("@variables")
-    vectors = [Node({"@variables": {key: v}}, f"{node.path}.{key}[{k}]") for k, v in enumerate(place.items(key))]
-    if len(vectors) != shape[0]:
-        raise node.fail(f"{key!r} has {len(vectors)} vectors, but the section implies {shape[0]}")
-    found = np.zeros(shape, dtype)
-    for k, vector in enumerate(vectors):
-        found[k] = vector.array(key, shape[1:], dtype=dtype)
-    return found
 
 
 # --- writing ---------------------------------------------------------------------------------------------
