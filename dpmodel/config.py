@@ -32,6 +32,7 @@ __all__ = [
     "option",
     "positive",
     "section",
+    "sections",
 ]
 
 C = TypeVar("C", bound="Config")
@@ -57,6 +58,8 @@ class Option:
     """For a nested section: the `Config`s it may be. More than one, or one with a `key`, are told apart by `type`."""
     default_kind: str = ""
     """The `type` of a nested section that names none; empty if it has to."""
+    many: bool = False
+    """Whether there is a list of nested sections."""
 
     def kind(self, data: Mapping[str, Any]) -> type[Config] | None:
         """The `Config` that a nested section asks for; None if its `type` is unknown or missing."""
@@ -93,6 +96,12 @@ def section(
     """Declare a nested section: one `Config` out of `kinds()` (a function, so that registries may grow)."""
     info = Option(doc=doc, effect=effect, kinds=kinds, default_kind=default_kind)
     return dataclasses.field(default=default, metadata={"option": info})
+
+
+def sections(kinds: Callable[[], tuple[type[Config], ...]], doc: str = "") -> Any:
+    """Declare a list of nested sections, each one `Config` out of `kinds()`."""
+    info = Option(doc=doc, kinds=kinds, many=True)
+    return dataclasses.field(default=MISSING, metadata={"option": info})
 
 
 def positive(value: Any) -> str | None:
@@ -193,12 +202,18 @@ class FrozenDict(dict[str, Any]):
 
 def _nested(field: dataclasses.Field[Any], value: Any) -> Any:
     info: Option = field.metadata["option"] if "option" in field.metadata else Option(doc="")
-    if info.kinds is None or not isinstance(value, Mapping):
-        return freeze(value)
+    if info.kinds is not None and info.many and isinstance(value, list | tuple):
+        return tuple(_section_of(info, field.name, item) if isinstance(item, Mapping) else item for item in value)
+    return (
+        _section_of(info, field.name, value) if info.kinds is not None and isinstance(value, Mapping) else freeze(value)
+    )
+
+
+def _section_of(info: Option, name: str, value: Mapping[str, Any]) -> Config:
     kind = info.kind(value)
     if kind is None:
-        names = [k.key for k in info.kinds()]
-        raise ValueError(f"{field.name}: expected type to be one of {names}, got {value.get('type')!r}")
+        names = [k.key for k in info.kinds()] if info.kinds is not None else []
+        raise ValueError(f"{name}: expected type to be one of {names}, got {value.get('type')!r}")
     return kind.from_dict(value)
 
 

@@ -5,6 +5,7 @@ from dpmodel.descriptors.base import Descriptor, Features
 from dpmodel.descriptors.dpa1 import DPA1, DPA1Config, SeAttenV2Config
 from dpmodel.descriptors.dpa2 import DPA2, DPA2Config
 from dpmodel.descriptors.dpa3 import DPA3, DPA3Config
+from dpmodel.descriptors.hybrid import Hybrid, HybridConfig
 from dpmodel.descriptors.se_a import SeA, SeAConfig
 from dpmodel.descriptors.se_r import SeR, SeRConfig
 from dpmodel.descriptors.se_t import SeT, SeTConfig
@@ -33,5 +34,6 @@ __all__ = [
 
 CONFIGS: tuple[type[Config], ...] = (
     SeAConfig, SeRConfig, SeTConfig, SeTTebdConfig, DPA1Config, SeAttenV2Config, DPA2Config, DPA3Config,
+    HybridConfig,
 )  # fmt: skip
 """Every descriptor of the input file's `model.descriptor`."""

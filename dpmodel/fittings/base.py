@@ -122,6 +122,11 @@ class Fitting(Op):
     needs_rotation: ClassVar[bool] = False
     """Whether `call` reads `Features.rotation`."""
 
+    @property
+    def dim_core(self) -> int:
+        """Width of the nets' output."""
+        return int(self.networks[0].layers[-1].w.shape[1])
+
     def output(self) -> Output:
         """What this net predicts."""
         raise NotImplementedError(f"{type(self).__name__} does not define output()")
@@ -133,6 +138,11 @@ class Fitting(Op):
     def vacuum(self) -> tuple[bool, ...] | None:
         """By type: subtract the net's value at a zero descriptor; None: for no type."""
         return None
+
+    def shifted(self, value: Array, atype: Array, bias: Array, std: Array) -> Array:
+        """Atoms' values (n, *shape) with the statistics of the labels, bias and std (ntypes, size)."""
+        found = take_rows(bias, atype)
+        return value + array_namespace(value).reshape(found, value.shape)
 
     def core(self, features: Features, graph: Graph) -> Array:
         """(n, dim_out), global precision: nets plus bias_atom_e, before exclusions."""

@@ -54,8 +54,11 @@ def _descend(root: type[Config], data: Any, parts: list[str]) -> tuple[type[Conf
     for part in parts:
         if cls is None:
             break
-        info, data = option_of(cls, part), data[part]
-        cls = info.kind(data)
+        if info is not None and info.many and isinstance(data, list):
+            data = data[int(part)]
+        else:
+            info, data = option_of(cls, part), data[part]
+        cls = info.kind(data) if isinstance(data, dict) else cls
     return cls, info, data
 
 

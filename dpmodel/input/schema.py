@@ -50,6 +50,8 @@ def _argument(cls: type[Config], name: str, offered_only: bool) -> Argument:
         ]
         optional = bool(info.default_kind)
         options["sub_variants"] = [Variant("type", choices, optional=optional, default_tag=info.default_kind)]
+        if info.many:
+            options["repeat"], types = True, [list]
     argument = Argument(name, types, **options)
     argument.dtype = tuple(types)  # dargs keeps a set: its order would change the generated pages from run to run
     return argument
@@ -96,11 +98,13 @@ def normalise(cls: type[Config], data: dict[str, Any]) -> tuple[dict[str, Any], 
 
 
 def _sections(cls: type[Config], data: dict[str, Any]) -> Iterator[tuple[str, type[Config], dict[str, Any]]]:
-    """(name, `Config`, data) of the nested sections that are there and of a known kind."""
+    """(name, `Config`, data) of the nested sections that are there and of a known kind; those of lists by `name.0`, ..."""
     for name in cls.options():
-        value = data.get(name)
-        if isinstance(value, dict) and (kind := option_of(cls, name).kind(value)) is not None:
-            yield name, kind, value
+        info, value = option_of(cls, name), data.get(name)
+        listed = value if info.many and isinstance(value, list) else [value]
+        for k, item in enumerate(listed):
+            if isinstance(item, dict) and (kind := info.kind(item)) is not None:
+                yield f"{name}.{k}" if info.many else name, kind, item
 
 
 def _open_sections(cls: type[Config], data: dict[str, Any]) -> None:
@@ -139,7 +143,11 @@ def build(cls: type[C], data: dict[str, Any], path: str = "") -> C:
 
     Raises InputError with the path, also where a `Config` itself refuses a combination of its options.
     """
-    nested = {name: build(kind, value, f"{path}.{name}".lstrip(".")) for name, kind, value in _sections(cls, data)}
+    nested: dict[str, Any] = {}
+    for place, kind, value in _sections(cls, data):
+        name, _, number = place.partition(".")
+        config = build(kind, value, f"{path}.{place}".lstrip("."))
+        nested[name] = (*nested.get(name, ()), config) if number else config
     try:
         config = cls.from_dict({**data, **nested})
         config.check()

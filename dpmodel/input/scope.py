@@ -18,10 +18,6 @@ _TF = "it is TensorFlow's alone; use "
 
 _KINDS: dict[str, dict[str, str]] = {
     "model.descriptor": {
-        **dict.fromkeys(
-            ("se_e2_r", "se_r", "se_e3", "se_at", "se_a_3be", "se_t", "se_e3_tebd", "se_atten", "dpa1", "se_atten_v2",
-             "dpa2", "hybrid"), _MORE,
-        ),
         **dict.fromkeys(("dpa4", "DPA4", "SeZM", "sezm"), _DPA4),
         **dict.fromkeys(("se_a_tpe", "se_a_ebd", "se_a_ebd_v2", "se_a_mask", "loc_frame"), _TF + "se_e2_a"),
     },

@@ -34,17 +34,28 @@ def predict(
 ) -> dict[str, Array]:
     """Outputs of the model, with `force` (m, 3), `virial` (f, 9) and, on request, `atom_virial` (m, 9).
 
-    `gradient` None: no derivatives. The outputs of the model must hold `energy`.
+    `gradient` None: no derivatives. The outputs of the model must hold `energy`, or `global_dipole`: derivatives of a
+    dipole have an axis of its components in front of the last, (m, 3, 3) and so on.
     """
     if gradient is None:
         return model(graph)
 
-    def energy_of(edge_vec: Array) -> tuple[Array, dict[str, Array]]:
-        outputs = model(graph.replace(edge_vec=edge_vec))
-        return array_namespace(edge_vec).sum(outputs["energy"]), outputs
+    def reduced(component: int) -> Callable[[Array], tuple[Array, dict[str, Array]]]:
+        def function(edge_vec: Array) -> tuple[Array, dict[str, Array]]:
+            outputs = model(graph.replace(edge_vec=edge_vec))
+            value = outputs["energy"] if "energy" in outputs else outputs["global_dipole"]
+            return array_namespace(edge_vec).sum(value[:, component]), outputs
 
-    outputs, slope = gradient(energy_of, graph.edge_vec)
-    return {**outputs, **edge_derivatives(slope, graph, atomic_virial=atomic_virial)}
+        return function
+
+    outputs, slope = gradient(reduced(0), graph.edge_vec)
+    found = edge_derivatives(slope, graph, atomic_virial=atomic_virial)
+    if "energy" in outputs:
+        return {**outputs, **found}
+    others = (gradient(reduced(k), graph.edge_vec)[1] for k in (1, 2))
+    rows = [found, *(edge_derivatives(other, graph, atomic_virial=atomic_virial) for other in others)]
+    stack = array_namespace(graph.edge_vec).stack
+    return {**outputs, **{key: stack([row[key] for row in rows], axis=1) for key in found}}
 
 
 def edge_derivatives(slope: Array, graph: Graph, *, atomic_virial: bool = False) -> dict[str, Array]:

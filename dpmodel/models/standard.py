@@ -11,7 +11,7 @@ from dpmodel.descriptors.base import Descriptor
 from dpmodel.fittings.base import Fitting, Output
 from dpmodel.graph import Graph, NeighbourRequest
 from dpmodel.op import Array, Op, buffer, child
-from dpmodel.ops import array_namespace, as_dtype, segment_sum, take_rows
+from dpmodel.ops import array_namespace, as_dtype, segment_sum
 from dpmodel.precision import ENERGY_DTYPE, global_dtype
 
 __all__ = ["Model", "StandardModel"]
@@ -169,8 +169,8 @@ class StandardModel(Model):
         value = self.fitting(self.descriptor(graph, rotation=self.fitting.needs_rotation), graph)
         atype = graph.atype[:n]
         real = atype >= 0
-        bias = take_rows(self.out_bias, xp.where(real, atype, xp.zeros_like(atype)))
-        value = value + xp.reshape(as_dtype(bias, global_dtype()), value.shape)
+        kind, (bias, std) = xp.where(real, atype, xp.zeros_like(atype)), (self.out_bias[...], self.out_std[...])
+        value = self.fitting.shifted(value, kind, as_dtype(bias, global_dtype()), as_dtype(std, global_dtype()))
         for excluded in self.atom_exclude_types:
             real = real & (atype != excluded)
         shown = xp.reshape(real, (n, *(1 for _ in output.shape)))

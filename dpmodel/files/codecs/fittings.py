@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,18 @@ from dpmodel.config import Config, thaw
 from dpmodel.files.codecs.base import Codec, add_type_map, build_config, refuse
 from dpmodel.files.networks import read_collection, write_collection
 from dpmodel.files.nodes import Node, Upgrade
-from dpmodel.fittings import EnerFittingConfig, EnergyFitting
+from dpmodel.fittings import (
+    DipoleFitting,
+    DipoleFittingConfig,
+    DOSFitting,
+    DOSFittingConfig,
+    EnerFittingConfig,
+    EnergyFitting,
+    PolarFitting,
+    PolarFittingConfig,
+    PropertyFitting,
+    PropertyFittingConfig,
+)
 from dpmodel.fittings.base import Fitting
 from dpmodel.precision import global_dtype
 
@@ -30,12 +42,12 @@ def _add_default_fparam(data: dict[str, Any]) -> dict[str, Any]:
 FITTING_UPGRADES: dict[int, Upgrade] = {1: add_type_map, 2: _add_case_embedding, 3: _add_default_fparam}
 
 
-def _read_fitting_state(node: Node, config: type[Config], dim_out: int) -> dict[str, Any]:
-    """Fields of a `Fitting`."""
+def _read_fitting_state(node: Node, config: type[Config], dim_out: int, **more: Any) -> dict[str, Any]:
+    """Fields of a `Fitting`. dim_out: width of the net's output. more: options that the file names otherwise."""
     refuse(node, "tot_ener_zero", "a total energy shifted to zero is not supported")
     refuse(node, "spin", "spin inside the fitting net belongs to version 1 of the format; use a spin model")
     refuse(node, "layer_name", "sharing layers by name is not supported")
-    extra: dict[str, Any] = {"layer_name": None, "trainable": _flags(node)}
+    extra: dict[str, Any] = {"layer_name": None, "trainable": _flags(node), **more}
     if "atom_ener" in config.options():
         extra["atom_ener"] = _atom_ener(node)
     cfg = build_config(node, config, **extra)
@@ -84,14 +96,22 @@ def _flags(node: Node) -> Any:
     return tuple(flag is not False for flag in flags) if isinstance(flags, list | tuple) else flags is not False
 
 
-def _write_fitting(op: Fitting, type_map: tuple[str, ...], kind: str, dim_out: int) -> dict[str, Any]:
+def _write_fitting(
+    op: Fitting,
+    type_map: tuple[str, ...],
+    kind: str,
+    version: int,
+    extra: dict[str, Any],
+    left_out: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """extra: keys of this kind. left_out: options of the section that are not stored."""
     cfg = op.config
-    skip = ("seed", "trainable", "atom_ener", "default_fparam")
+    skip = ("seed", "trainable", "atom_ener", "default_fparam", *left_out)
     shared = {name: thaw(getattr(cfg, name)) for name in cfg.options() if name not in skip}
     n_extra = cfg.numb_fparam + (0 if cfg.use_aparam_as_mask else cfg.numb_aparam) + cfg.dim_case_embd
     return {
         "@class": "Fitting",
-        "@version": 4,
+        "@version": version,
         "type": kind,
         "var_name": op.output().name,
         "ntypes": op.ntypes,
@@ -102,8 +122,7 @@ def _write_fitting(op: Fitting, type_map: tuple[str, ...], kind: str, dim_out: i
         "trainable": list(cfg.layer_trainable()),
         "tot_ener_zero": False,
         "spin": None,
-        "dim_out": dim_out,
-        "atom_ener": thaw(cfg.atom_ener) or None,
+        **extra,
         "type_map": list(type_map),
         "nets": write_collection(
             op.networks, "fitting_network", 0 if op.mixed_types else 1, op.ntypes, resnet_dt=cfg.resnet_dt,
@@ -116,27 +135,95 @@ def _write_fitting(op: Fitting, type_map: tuple[str, ...], kind: str, dim_out: i
     }  # fmt: skip
 
 
+# --- kinds -----------------------------------------------------------------------------------------------
+
+
+def _read_energy(node: Node) -> EnergyFitting:
+    return EnergyFitting(**_read_fitting_state(node, EnerFittingConfig, 1))
+
+
+def _write_energy(op: EnergyFitting, type_map: tuple[str, ...]) -> dict[str, Any]:
+    extra = {"dim_out": 1, "atom_ener": thaw(op.config.atom_ener) or None}
+    return _write_fitting(op, type_map, "ener", 4, extra)
+
+
+def _read_dos(node: Node) -> DOSFitting:
+    count = node.integer("dim_out")
+    return DOSFitting(**_read_fitting_state(node, DOSFittingConfig, count, numb_dos=count))
+
+
+def _write_dos(op: DOSFitting, type_map: tuple[str, ...]) -> dict[str, Any]:
+    return _write_fitting(op, type_map, "dos", 4, {"dim_out": op.config.numb_dos, "atom_ener": None}, ("numb_dos",))
+
+
+def _read_property(node: Node) -> PropertyFitting:
+    count = node.integer("task_dim", node.get("dim_out", 1))
+    node = Node({"distinguish_types": False, "intensive": False, **node.data}, node.path)
+    extra = {"property_name": str(node.get("var_name")), "task_dim": count}
+    return PropertyFitting(**_read_fitting_state(node, PropertyFittingConfig, count, **extra))
+
+
+def _write_property(op: PropertyFitting, type_map: tuple[str, ...]) -> dict[str, Any]:
+    extra = {"dim_out": op.config.task_dim, "atom_ener": None}
+    return _write_fitting(op, type_map, "property", 6, extra, ("property_name",))
+
+
+def _read_dipole(node: Node) -> DipoleFitting:
+    count = node.integer("embedding_width")
+    return DipoleFitting(**_read_fitting_state(node, DipoleFittingConfig, count))
+
+
+def _write_dipole(op: DipoleFitting, type_map: tuple[str, ...]) -> dict[str, Any]:
+    extra = {"embedding_width": op.dim_core, "r_differentiable": True, "c_differentiable": True}
+    return _write_fitting(op, type_map, "dipole", 4, extra)
+
+
+def _read_polar(node: Node) -> PolarFitting:
+    width, diagonal = node.integer("embedding_width"), node.flag("fit_diag")
+    ntypes = node.integer("ntypes")
+    constant = node.array("constant_matrix", optional=True)
+    if constant is not None and np.any(constant):
+        raise node.fail(
+            "'constant_matrix' is not zero; backends of DeePMD-kit disagree on whether it counts, so it cannot be read"
+        )
+    scale = node.array("scale", dtype=global_dtype()).reshape(-1, 1)
+    if scale.shape != (ntypes, 1):
+        raise node.fail(f"the array 'scale' has {scale.size} numbers, expected {ntypes}")
+    # What the section said of it has become an array.
+    state = _read_fitting_state(
+        node, PolarFittingConfig, width if diagonal else width**2, scale=tuple(float(v) for v in scale[:, 0])
+    )
+    return PolarFitting(**state, scale=scale)
+
+
+def _write_polar(op: PolarFitting, type_map: tuple[str, ...]) -> dict[str, Any]:
+    width = op.dim_core if op.config.fit_diag else math.isqrt(op.dim_core)
+    tree = _write_fitting(op, type_map, "polar", 5, {"embedding_width": width}, ("scale",))
+    tree["@variables"] |= {"scale": op.scale, "constant_matrix": np.zeros(op.ntypes, global_dtype())}
+    return tree
+
+
+_KEYS = (
+    "atom_ener", "dim_descrpt", "dim_out", "exclude_types", "layer_name", "mixed_types", "nets", "ntypes", "rcond", "spin",
+    "tot_ener_zero", "var_name",
+)  # fmt: skip
+
+
+def _codec(op: type[Fitting], config: type[Config], version: int, read: Any, write: Any, *keys: str) -> Codec:
+    name = config.key
+    return Codec(
+        op=op, names=(name,), version=version, upgrades=FITTING_UPGRADES, read=read, write=write, keys=(*_KEYS, *keys),
+        config=config,
+    )  # fmt: skip
+
+
 FITTINGS: tuple[Codec, ...] = (
-    Codec(
-        op=EnergyFitting,
-        names=("ener",),
-        version=4,
-        upgrades=FITTING_UPGRADES,
-        read=lambda node: EnergyFitting(**_read_fitting_state(node, EnerFittingConfig, 1)),
-        write=lambda op, type_map: _write_fitting(op, type_map, "ener", 1),
-        keys=(
-            "dim_descrpt",
-            "dim_out",
-            "exclude_types",
-            "layer_name",
-            "mixed_types",
-            "nets",
-            "ntypes",
-            "rcond",
-            "spin",
-            "tot_ener_zero",
-            "var_name",
-        ),
-        config=EnerFittingConfig,
+    _codec(EnergyFitting, EnerFittingConfig, 4, _read_energy, _write_energy),
+    _codec(DOSFitting, DOSFittingConfig, 4, _read_dos, _write_dos),
+    _codec(PropertyFitting, PropertyFittingConfig, 6, _read_property, _write_property),
+    _codec(
+        DipoleFitting, DipoleFittingConfig, 4, _read_dipole, _write_dipole, "embedding_width", "r_differentiable",
+        "c_differentiable",
     ),
-)
+    _codec(PolarFitting, PolarFittingConfig, 5, _read_polar, _write_polar, "embedding_width"),
+)  # fmt: skip

@@ -1,0 +1,51 @@
+"""Any property of a frame: numbers per atom, summed or averaged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dpmodel.config import option, positive
+from dpmodel.descriptors.base import Features
+from dpmodel.fittings.base import Fitting, FittingConfig, Output
+from dpmodel.graph import Graph
+from dpmodel.nn.mlp import Seed
+from dpmodel.op import Array
+from dpmodel.ops import array_namespace, take_rows
+
+__all__ = ["PropertyFitting", "PropertyFittingConfig"]
+
+
+class PropertyFittingConfig(FittingConfig, key="property"):
+    """A property by name, the sum (extensive) or the mean (intensive) of atoms' shares."""
+
+    property_name: str = option("property", "Name of the property, of its labels and of its columns.")
+    task_dim: int = option(1, "Number of components.", check=positive)
+    intensive: bool = option(False, "Whether the property is the mean over the atoms, not the sum.")
+    distinguish_types: bool = option(True, "Whether every type has its own shift and scale from the statistics.")
+
+    def build(
+        self, ntypes: int, dim_descriptor: int, mixed_types: bool, *, dim_emb: int = 0, seed: Seed = None
+    ) -> PropertyFitting:
+        """A fitting with fresh random weights."""
+        return PropertyFitting(**self.initial_state(ntypes, dim_descriptor, self.task_dim, mixed_types, seed))
+
+
+class PropertyFitting(Fitting):
+    """The `property` fitting."""
+
+    config: Any
+
+    def output(self) -> Output:
+        cfg = self.config
+        return Output(
+            name=cfg.property_name, atomic=f"atom_{cfg.property_name}", reduced=cfg.property_name,
+            shape=(cfg.task_dim,), differentiable=False, intensive=cfg.intensive,
+        )  # fmt: skip
+
+    def shifted(self, value: Array, atype: Array, bias: Array, std: Array) -> Array:
+        kind = atype if self.config.distinguish_types else array_namespace(atype).zeros_like(atype)
+        return value * take_rows(std, kind) + take_rows(bias, kind)
+
+    def call(self, features: Features, graph: Graph) -> Array:
+        """(n, task_dim)."""
+        return self.core(features, graph)
