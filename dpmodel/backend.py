@@ -19,8 +19,8 @@ import numpy as np
 
 from dpmodel.errors import BackendError
 from dpmodel.graph import Graph
+from dpmodel.models.base import Model
 from dpmodel.models.derivatives import predict
-from dpmodel.models.standard import Model
 
 __all__ = [
     "ALIASES",

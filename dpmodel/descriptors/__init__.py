@@ -21,6 +21,8 @@ __all__ = [
     "DPA3Config",
     "Descriptor",
     "Features",
+    "Hybrid",
+    "HybridConfig",
     "SeA",
     "SeAConfig",
     "SeAttenV2Config",

@@ -1,7 +1,10 @@
 """Models: from a graph to named outputs, and the derivatives of those."""
 
+from dpmodel.models.base import Model
 from dpmodel.models.builder import builder_of
 from dpmodel.models.derivatives import predict
-from dpmodel.models.standard import Model, StandardModel
+from dpmodel.models.linear import LinearModel, ZBLModel
+from dpmodel.models.pair_table import PairTable
+from dpmodel.models.standard import StandardModel
 
-__all__ = ["Model", "StandardModel", "builder_of", "predict"]
+__all__ = ["LinearModel", "Model", "PairTable", "StandardModel", "ZBLModel", "builder_of", "predict"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dpmodel.geometry.build import GraphBuilder
-from dpmodel.models.standard import Model
+from dpmodel.models.base import Model
 
 __all__ = ["builder_of"]
 

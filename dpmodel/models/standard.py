@@ -10,86 +10,12 @@ from dpmodel.config import FrozenDict
 from dpmodel.descriptors.base import Descriptor
 from dpmodel.fittings.base import Fitting, Output
 from dpmodel.graph import Graph, NeighbourRequest
-from dpmodel.op import Array, Op, buffer, child
-from dpmodel.ops import array_namespace, as_dtype, segment_sum
-from dpmodel.precision import ENERGY_DTYPE, global_dtype
+from dpmodel.models.base import Model
+from dpmodel.op import Array, buffer, child
+from dpmodel.ops import array_namespace, as_dtype
+from dpmodel.precision import global_dtype
 
-__all__ = ["Model", "StandardModel"]
-
-
-class Model(Op):
-    """Base of all models: `call(graph)` gives the outputs that need no derivative."""
-
-    type_map: tuple[str, ...]
-    atom_exclude_types: tuple[int, ...] = ()
-    """Types whose atoms contribute nothing (they are still neighbours)."""
-    pair_exclude_types: tuple[tuple[int, int], ...] = ()
-    """Pairs of types that are no neighbours; applied when the graph is built."""
-
-    @property
-    def ntypes(self) -> int:
-        """Number of types."""
-        return len(self.type_map)
-
-    def output(self) -> Output:
-        """What this model predicts."""
-        raise NotImplementedError(f"{type(self).__name__} does not define output()")
-
-    def requests(self) -> tuple[NeighbourRequest, ...]:
-        """The neighbour lists that `call` expects in `graph.views`."""
-        raise NotImplementedError(f"{type(self).__name__} does not define requests()")
-
-    def groups_types(self) -> bool:
-        """Whether `call` needs `graph.types`."""
-        raise NotImplementedError(f"{type(self).__name__} does not define groups_types()")
-
-    def tolerates_overlap(self) -> bool:
-        """Whether outputs are finite where two atoms are at one place."""
-        return False
-
-    @property
-    def rcut(self) -> float:
-        """The largest cutoff, Å."""
-        return max(request.rcut for request in self.requests())
-
-    @property
-    def message_passing(self) -> bool:
-        """True where an atom's output depends on more than its own edges."""
-        raise NotImplementedError(f"{type(self).__name__} does not define message_passing")
-
-    @property
-    def dim_fparam(self) -> int:
-        """Frame parameters per frame."""
-        return 0
-
-    @property
-    def default_fparam(self) -> tuple[float, ...] | None:
-        """Frame parameters of frames that come without; None: they must come with."""
-        return None
-
-    @property
-    def has_default_fparam(self) -> bool:
-        """Whether frame parameters may be left out."""
-        return self.default_fparam is not None
-
-    @property
-    def dim_aparam(self) -> int:
-        """Atomic parameters per atom."""
-        return 0
-
-    @property
-    def takes_charge_spin(self) -> bool:
-        """Whether the total charge and spin of every frame are inputs."""
-        return False
-
-    @property
-    def default_charge_spin(self) -> tuple[float, float] | None:
-        """Charge and spin of frames that come without; None: they must come with."""
-        return None
-
-    def bytes_per_atom(self) -> int:
-        """Rough size of the temporaries that one atom needs in an evaluation with derivatives."""
-        raise NotImplementedError(f"{type(self).__name__} does not define bytes_per_atom()")
+__all__ = ["StandardModel"]
 
 
 class StandardModel(Model):
@@ -164,20 +90,8 @@ class StandardModel(Model):
 
     def call(self, graph: Graph) -> dict[str, Array]:
         """Outputs by key: per-atom values (n, *shape), per-frame values (f, *shape) in float64, `mask` (n,) int32."""
-        xp = array_namespace(graph.edge_vec)
-        n, output = graph.frame.shape[0], self.output()
         value = self.fitting(self.descriptor(graph, rotation=self.fitting.needs_rotation), graph)
-        atype = graph.atype[:n]
-        real = atype >= 0
-        kind, (bias, std) = xp.where(real, atype, xp.zeros_like(atype)), (self.out_bias[...], self.out_std[...])
+        xp, atype = array_namespace(value), graph.atype[: graph.frame.shape[0]]
+        kind, (bias, std) = xp.where(atype >= 0, atype, xp.zeros_like(atype)), (self.out_bias[...], self.out_std[...])
         value = self.fitting.shifted(value, kind, as_dtype(bias, global_dtype()), as_dtype(std, global_dtype()))
-        for excluded in self.atom_exclude_types:
-            real = real & (atype != excluded)
-        shown = xp.reshape(real, (n, *(1 for _ in output.shape)))
-        value = as_dtype(xp.where(shown, value, xp.zeros_like(value)), ENERGY_DTYPE)
-        total = segment_sum(value, graph.frame, graph.natoms.shape[0])
-        if output.intensive:
-            count = segment_sum(as_dtype(real, ENERGY_DTYPE), graph.frame, graph.natoms.shape[0])
-            count = xp.where(count > 0, count, xp.ones_like(count))
-            total = total / xp.reshape(count, (-1, *(1 for _ in output.shape)))
-        return {output.atomic: value, output.reduced: total, "mask": as_dtype(real, "int32")}
+        return self._outputs(value, graph)

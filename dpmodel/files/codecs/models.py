@@ -15,7 +15,8 @@ from dpmodel.files.codecs.descriptors import DESCRIPTORS
 from dpmodel.files.codecs.fittings import FITTINGS
 from dpmodel.files.nodes import Node
 from dpmodel.fittings.base import Output
-from dpmodel.models import Model, StandardModel
+from dpmodel.fittings.ener import ENERGY
+from dpmodel.models import LinearModel, Model, PairTable, StandardModel, ZBLModel
 from dpmodel.precision import global_dtype
 
 __all__ = ["MODELS", "read_model_tree", "write_model_tree"]
@@ -71,7 +72,7 @@ def _numbers(node: Node, value: Any) -> Any:
     return array.astype(float).tolist()
 
 
-def write_base(op: StandardModel) -> dict[str, Any]:
+def write_base(op: Any) -> dict[str, Any]:
     """The inverse of `read_base`."""
     return {
         "type_map": list(op.type_map),
@@ -115,24 +116,136 @@ def _model_1_to_2(data: dict[str, Any]) -> dict[str, Any]:
     return {"atom_exclude_types": [], "pair_exclude_types": [], **data}
 
 
+# --- models of models --------------------------------------------------------------------------------------
+
+
+def _read_parts(node: Node) -> tuple[tuple[Model, ...], Output]:
+    parts: tuple[Model, ...] = tuple(read_node(part, PARTS, "model") for part in node.nodes("models"))
+    if not parts or len({part.output() for part in parts}) != 1:
+        raise node.fail(f"'models' should predict one and the same, got {[part.output().name for part in parts]}")
+    for part in parts:
+        missing = sorted(set(node.items("type_map")) - set(part.type_map))
+        if missing:
+            raise node.fail(f"a part has the types {list(part.type_map)}, which lack {missing}")
+    return parts, parts[0].output()
+
+
+def _read_linear(node: Node) -> LinearModel:
+    parts, output = _read_parts(node)
+    weights = node.get("weights", "mean")
+    if weights not in ("mean", "sum"):
+        numbers = _numbers(node, weights)
+        if not isinstance(numbers, list) or len(numbers) != len(parts):
+            raise node.fail(f"'weights' should be mean, sum or {len(parts)} numbers, got {weights!r}")
+        weights = tuple(numbers)
+    return LinearModel(parts=parts, weights=weights, **read_base(node, output))
+
+
+def _read_zbl(node: Node) -> ZBLModel:
+    parts, output = _read_parts(node)
+    if len(parts) != 2 or not isinstance(parts[1], PairTable):
+        raise node.fail("'models' should be a model and a pair table")
+    radii = {name: node.number(name) for name in ("sw_rmin", "sw_rmax")}
+    alpha = node.number("smin_alpha", 0.1)
+    if not 0.0 <= radii["sw_rmin"] < radii["sw_rmax"] or alpha <= 0.0:
+        raise node.fail(f"expected 0 <= sw_rmin < sw_rmax and smin_alpha > 0, got {radii} and {alpha}")
+    return ZBLModel(parts=parts, smin_alpha=alpha, **radii, **read_base(node, output))
+
+
+def _write_parts(op: LinearModel) -> dict[str, Any]:
+    return {**write_base(op), "models": [write_op(part, PARTS, part.type_map) for part in op.parts]}
+
+
+def _write_linear(op: LinearModel, type_map: tuple[str, ...]) -> dict[str, Any]:
+    head = {"@class": "Model", "type": "linear", "@version": 3}
+    return {**head, **_write_parts(op), "weights": thaw(op.weights)}
+
+
+def _write_zbl(op: ZBLModel, type_map: tuple[str, ...]) -> dict[str, Any]:
+    head = {"@class": "Model", "type": "zbl", "@version": 2, "weights": "mean"}
+    return {**head, **_write_parts(op), "sw_rmin": op.sw_rmin, "sw_rmax": op.sw_rmax, "smin_alpha": op.smin_alpha}
+
+
+# --- pair tables -------------------------------------------------------------------------------------------
+
+
+def _read_table(node: Node) -> PairTable:
+    tab = node.node("tab").upgraded(1)
+    ntypes, intervals = tab.integer("ntypes"), tab.integer("nspline")
+    flat = tab.array("tab_data", dtype=np.float64)
+    if flat.size != ntypes * ntypes * intervals * 4 or flat.size == 0:
+        raise tab.fail(f"'tab_data' has {flat.size} numbers, expected 4 for {ntypes}^2 pairs and {intervals} intervals")
+    rmin, step, cutoff = tab.number("rmin"), tab.number("hh"), node.number("rcut")
+    if step <= 0.0 or cutoff <= 0.0:
+        raise tab.fail(f"'hh' and 'rcut' should be above 0, got {step} and {cutoff}")
+    sel = node.get("sel")
+    sel = sum(sel) if isinstance(sel, list | tuple) else node.integer("sel")
+    base = read_base(node, ENERGY)
+    if ntypes != len(base["type_map"]):
+        raise tab.fail(f"the table has {ntypes} types, 'type_map' {len(base['type_map'])}")
+    return PairTable(
+        rmin=rmin, step=step, cutoff=cutoff, sel=sel, coefficients=flat.reshape(ntypes, ntypes, intervals, 4),
+        rows=tab.array("vdata", dtype=np.float64), rmax=tab.number("rmax"), **base,
+    )  # fmt: skip
+
+
+def _write_table(op: PairTable, type_map: tuple[str, ...]) -> dict[str, Any]:
+    coefficients = np.asarray(op.coefficients)
+    ntypes, _, intervals, _ = coefficients.shape
+    tab = {
+        "@class": "PairTab", "@version": 1, "rmin": op.rmin, "rmax": op.rmax, "hh": op.step, "ntypes": ntypes,
+        "rcut": op.cutoff, "nspline": intervals,
+        "@variables": {
+            "vdata": np.asarray(op.rows),
+            "tab_info": np.array([op.rmin, op.step, intervals, ntypes]),
+            "tab_data": coefficients.ravel(),
+        },
+    }  # fmt: skip
+    head = {"@class": "Model", "type": "pairtab", "@version": 2}
+    return {**head, **write_base(op), "tab": tab, "rcut": op.cutoff, "sel": op.sel}
+
+
+_BASE_KEYS = ("atom_exclude_types", "data_stat_protect", "pair_exclude_types", "preset_out_bias", "rcond")
+
+_STANDARD = Codec(
+    op=StandardModel,
+    names=("standard",),
+    version=2,
+    upgrades={1: _model_1_to_2},
+    read=_read_standard,
+    write=_write_standard,
+    keys=(*_BASE_KEYS, "descriptor", "fitting", "hessian_mode"),
+)
+_TABLE = Codec(
+    op=PairTable,
+    names=("pairtab",),
+    version=2,
+    upgrades={1: _model_1_to_2},
+    read=_read_table,
+    write=_write_table,
+    keys=(*_BASE_KEYS, "tab", "rcut", "sel"),
+)
+PARTS: tuple[Codec, ...] = (_STANDARD, _TABLE)
+"""What models of models are made of."""
 MODELS: tuple[Codec, ...] = (
+    _STANDARD,
     Codec(
-        op=StandardModel,
-        names=("standard",),
+        op=LinearModel,
+        names=("linear", "linear_ener"),
+        version=3,
+        upgrades={1: _model_1_to_2},
+        read=_read_linear,
+        write=_write_linear,
+        keys=(*_BASE_KEYS, "models", "weights"),
+    ),
+    Codec(
+        op=ZBLModel,
+        names=("zbl",),
         version=2,
         upgrades={1: _model_1_to_2},
-        read=_read_standard,
-        write=_write_standard,
-        keys=(
-            "atom_exclude_types",
-            "data_stat_protect",
-            "descriptor",
-            "fitting",
-            "hessian_mode",
-            "pair_exclude_types",
-            "preset_out_bias",
-            "rcond",
-        ),
+        read=_read_zbl,
+        write=_write_zbl,
+        keys=(*_BASE_KEYS, "models", "weights", "sw_rmin", "sw_rmax", "smin_alpha"),
     ),
 )
 

@@ -1,0 +1,82 @@
+"""A pair potential from a table: cubic splines of E(r) for every pair of types.
+
+E_i = 1/2 sum_j E_{t_i t_j}(r_ij),    0 from the end of the table, or from `rcut`, on
+"""
+
+from __future__ import annotations
+
+from dpmodel.config import FrozenDict
+from dpmodel.fittings.base import Output
+from dpmodel.fittings.ener import ENERGY
+from dpmodel.graph import Edges, Graph, NeighbourRequest
+from dpmodel.models.base import Model
+from dpmodel.op import Array, buffer
+from dpmodel.ops import array_namespace, as_dtype, safe_norm, segment_sum, take_rows
+
+__all__ = ["PairTable"]
+
+
+class PairTable(Model):
+    """Energies by pairs of types, from splines."""
+
+    rmin: float
+    """Where the table begins, Å."""
+    step: float
+    """Width of its intervals, Å."""
+    cutoff: float
+    """Å."""
+    sel: int
+    """Capacity of the neighbour list."""
+    coefficients: Array = buffer()
+    """(ntypes, ntypes, intervals, 4): a3, a2, a1, a0 of the fraction of the interval, eV."""
+    rows: Array = buffer()
+    """The table as it was read, stored: (intervals + 1, 1 + pairs), Å and eV."""
+    rmax: float
+    """Where the table ends, stored, Å."""
+    out_bias: Array = buffer()
+    """(ntypes, 1), global precision."""
+    out_std: Array = buffer()
+    """(ntypes, 1), stored."""
+    preset_out_bias: FrozenDict | None = None
+    """Stored."""
+
+    def output(self) -> Output:
+        return ENERGY
+
+    def requests(self) -> tuple[NeighbourRequest, ...]:
+        return (NeighbourRequest(rcut=self.cutoff, sel=(self.sel,), layout="edges"),)
+
+    def groups_types(self) -> bool:
+        return False
+
+    @property
+    def message_passing(self) -> bool:
+        return False
+
+    def bytes_per_atom(self) -> int:
+        return 200 * self.sel
+
+    def call(self, graph: Graph) -> dict[str, Array]:
+        """As every model: `atom_energy` (n, 1), `energy` (f, 1), `mask` (n,)."""
+        n, view = graph.frame.shape[0], graph.views[0]
+        value = segment_sum(self._pairs(graph, view), take_rows(graph.centre, view.row), n)
+        xp, atype = array_namespace(value), graph.atype[:n]
+        kind = xp.where(atype < 0, xp.zeros_like(atype), atype)
+        return self._outputs(0.5 * value + take_rows(as_dtype(self.out_bias[...], value.dtype), kind), graph)
+
+    def _pairs(self, graph: Graph, view: Edges) -> Array:
+        """(k, 1): energies of the edges."""
+        table = self.coefficients[...]
+        xp, (ntypes, _, intervals, _) = array_namespace(table), table.shape
+        vec = as_dtype(take_rows(graph.edge_vec, view.row), table.dtype)
+        r = safe_norm(xp.where(view.mask[:, None], vec, xp.ones_like(vec)))
+        u = (r - self.rmin) / self.step
+        whole = xp.trunc(u)
+        k = xp.clip(xp.astype(whole, graph.centre.dtype), 0, intervals - 1)
+        types = [take_rows(graph.atype, take_rows(index, view.row)) for index in (graph.centre, graph.neighbour)]
+        one, other = (xp.where(kind < 0, xp.zeros_like(kind), kind) for kind in types)
+        rows = take_rows(xp.reshape(table, (ntypes * ntypes * intervals, 4)), (one * ntypes + other) * intervals + k)
+        f = u - whole
+        energy = ((rows[:, 0] * f + rows[:, 1]) * f + rows[:, 2]) * f + rows[:, 3]
+        inside = view.mask & (r < self.cutoff) & (r < self.rmin + intervals * self.step)
+        return xp.where(inside, energy, xp.zeros_like(energy))[:, None]
