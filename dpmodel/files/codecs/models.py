@@ -156,12 +156,12 @@ def _write_parts(op: LinearModel) -> dict[str, Any]:
     return {**write_base(op), "models": [write_op(part, PARTS, part.type_map) for part in op.parts]}
 
 
-def _write_linear(op: LinearModel, type_map: tuple[str, ...]) -> dict[str, Any]:
+def _write_linear(op: LinearModel, _: tuple[str, ...]) -> dict[str, Any]:
     head = {"@class": "Model", "type": "linear", "@version": 3}
     return {**head, **_write_parts(op), "weights": thaw(op.weights)}
 
 
-def _write_zbl(op: ZBLModel, type_map: tuple[str, ...]) -> dict[str, Any]:
+def _write_zbl(op: ZBLModel, _: tuple[str, ...]) -> dict[str, Any]:
     head = {"@class": "Model", "type": "zbl", "@version": 2, "weights": "mean"}
     return {**head, **_write_parts(op), "sw_rmin": op.sw_rmin, "sw_rmax": op.sw_rmax, "smin_alpha": op.smin_alpha}
 
@@ -189,7 +189,7 @@ def _read_table(node: Node) -> PairTable:
     )  # fmt: skip
 
 
-def _write_table(op: PairTable, type_map: tuple[str, ...]) -> dict[str, Any]:
+def _write_table(op: PairTable, _: tuple[str, ...]) -> dict[str, Any]:
     coefficients = np.asarray(op.coefficients)
     ntypes, _, intervals, _ = coefficients.shape
     tab = {
