@@ -5,7 +5,6 @@ A new descriptor, fitting net or model adds an entry to `CASES`; every test of t
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +17,9 @@ from dpmodel.models import Model
 from dpmodel.models.build import build_model
 from dpmodel.op import Kind, Op
 from dpmodel.ops import is_float
+
+from .case import Case, Section, descriptor, fitting
+from .family import FAMILY
 
 __all__ = [
     "CASES",
@@ -32,51 +34,29 @@ __all__ = [
     "truncates",
 ]
 
-Section = Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Case:
-    """A model section, and patches of it by name. Nested dictionaries of a patch are merged, all else is replaced."""
-
-    section: Section
-    variations: Mapping[str, Section]
-    """One option at a time."""
-    combinations: Mapping[str, Section]
-    """All options in few models, for what takes seconds per model (compilers); with all variations it is nightly."""
-
-
 ACTIVATIONS = ("relu", "relu6", "gelu", "gelu_tf", "softplus", "sigmoid", "silu", "silut:0.7", "linear")
-
-
-def _descriptor(**options: Any) -> Section:
-    return {"descriptor": options}
 
 
 def _repflow(**options: Any) -> Section:
     return {"descriptor": {"repflow": options}}
 
 
-def _fitting(**options: Any) -> Section:
-    return {"fitting_net": options}
-
-
 ENER_VARIATIONS: dict[str, Section] = {
-    "fitting-no_hidden": _fitting(neuron=[]),
-    "fitting-no_resnet_dt": _fitting(resnet_dt=False),
-    "fitting-widening": _fitting(neuron=[5, 10, 10]),
-    "fitting-silu": _fitting(activation_function="silu"),
-    "fitting-frozen_layers": _fitting(trainable=[True, False, True]),
-    "fitting-frozen": _fitting(trainable=False),
-    "fitting-float32": _fitting(precision="float32"),
-    "fparam": _fitting(numb_fparam=2),
-    "aparam": _fitting(numb_aparam=3),
-    "fparam_aparam_case": _fitting(numb_fparam=1, numb_aparam=1, dim_case_embd=3),
-    "default_fparam": _fitting(numb_fparam=2, default_fparam=[0.3, -0.8]),
-    "aparam_as_mask": _fitting(numb_aparam=1, use_aparam_as_mask=True),
-    "case_embd": _fitting(dim_case_embd=3),
-    "atom_ener": _fitting(atom_ener=[-1.5, None]),
-    "atom_ener-all": _fitting(atom_ener=[-1.5, 0.25], numb_fparam=1),
+    "fitting-no_hidden": fitting(neuron=[]),
+    "fitting-no_resnet_dt": fitting(resnet_dt=False),
+    "fitting-widening": fitting(neuron=[5, 10, 10]),
+    "fitting-silu": fitting(activation_function="silu"),
+    "fitting-frozen_layers": fitting(trainable=[True, False, True]),
+    "fitting-frozen": fitting(trainable=False),
+    "fitting-float32": fitting(precision="float32"),
+    "fparam": fitting(numb_fparam=2),
+    "aparam": fitting(numb_aparam=3),
+    "fparam_aparam_case": fitting(numb_fparam=1, numb_aparam=1, dim_case_embd=3),
+    "default_fparam": fitting(numb_fparam=2, default_fparam=[0.3, -0.8]),
+    "aparam_as_mask": fitting(numb_aparam=1, use_aparam_as_mask=True),
+    "case_embd": fitting(dim_case_embd=3),
+    "atom_ener": fitting(atom_ener=[-1.5, None]),
+    "atom_ener-all": fitting(atom_ener=[-1.5, 0.25], numb_fparam=1),
     "atom_exclusion": {"atom_exclude_types": [1]},
     "pair_exclusion": {"pair_exclude_types": [[0, 1]]},
     "both_exclusions": {"atom_exclude_types": [0], "pair_exclude_types": [[1, 1]]},
@@ -122,23 +102,23 @@ DPA3 = Case(
         "twice_the_width_of_types": _repflow(n_dim=4),
         "e_sel-too_small": _repflow(e_sel=4, a_sel=3),
         "a_sel-too_small": _repflow(a_sel=2),
-        "concat_output_tebd": _descriptor(concat_output_tebd=True),
-        "charge_spin": _descriptor(add_chg_spin_ebd=True),
-        "charge_spin-default": _descriptor(add_chg_spin_ebd=True, default_chg_spin=[-1.0, 2.0], concat_output_tebd=True),
-        "econf": _descriptor(use_econf_tebd=True),
-        "econf-bias": _descriptor(use_econf_tebd=True, use_tebd_bias=True),
-        "tebd_bias": _descriptor(use_tebd_bias=True),
-        "exclude_types": _descriptor(exclude_types=[[0, 1]]),
-        "env_protection": _descriptor(env_protection=0.1),
-        "no_loc_mapping": _descriptor(use_loc_mapping=False),
-        "frozen": {**_descriptor(trainable=False, repflow={"update_style": "res_avg"})},
-        "activation-tanh": _descriptor(activation_function="tanh"),
-        "activation-silut": _descriptor(activation_function="silut:0.7"),
-        "float32": {**_descriptor(precision="float32"), **_fitting(precision="float32")},
-        "mixed": _descriptor(precision="float32"),
+        "concat_output_tebd": descriptor(concat_output_tebd=True),
+        "charge_spin": descriptor(add_chg_spin_ebd=True),
+        "charge_spin-default": descriptor(add_chg_spin_ebd=True, default_chg_spin=[-1.0, 2.0], concat_output_tebd=True),
+        "econf": descriptor(use_econf_tebd=True),
+        "econf-bias": descriptor(use_econf_tebd=True, use_tebd_bias=True),
+        "tebd_bias": descriptor(use_tebd_bias=True),
+        "exclude_types": descriptor(exclude_types=[[0, 1]]),
+        "env_protection": descriptor(env_protection=0.1),
+        "no_loc_mapping": descriptor(use_loc_mapping=False),
+        "frozen": {**descriptor(trainable=False, repflow={"update_style": "res_avg"})},
+        "activation-tanh": descriptor(activation_function="tanh"),
+        "activation-silut": descriptor(activation_function="silut:0.7"),
+        "float32": {**descriptor(precision="float32"), **fitting(precision="float32")},
+        "mixed": descriptor(precision="float32"),
         "1_type": {"type_map": ["Cu"]},
-        "3_types": {"type_map": ["O", "H", "Na"], **_descriptor(exclude_types=[[0, 2]])},
-        "fparam_aparam_case": _fitting(numb_fparam=1, numb_aparam=1, dim_case_embd=3),
+        "3_types": {"type_map": ["O", "H", "Na"], **descriptor(exclude_types=[[0, 2]])},
+        "fparam_aparam_case": fitting(numb_fparam=1, numb_aparam=1, dim_case_embd=3),
         **{name: ENER_VARIATIONS[name] for name in ("atom_exclusion", "pair_exclusion", "both_exclusions")},
     },
     combinations={
@@ -185,25 +165,25 @@ CASES: dict[str, Case] = {
             "fitting_net": {"type": "ener", "neuron": [8, 8]},
         },
         variations={
-            "type_one_side": _descriptor(type_one_side=True),
-            "resnet_dt": _descriptor(resnet_dt=True),
-            **{f"activation-{name}": _descriptor(activation_function=name) for name in ACTIVATIONS},
-            "axis_neuron": _descriptor(axis_neuron=1),
-            "axis_neuron-all": _descriptor(axis_neuron=6),
-            "exclude_types": _descriptor(exclude_types=[[0, 1]]),
-            "exclude_types-one_side": _descriptor(exclude_types=[[1, 1]], type_one_side=True),
-            "env_protection": _descriptor(env_protection=0.1),
-            "set_davg_zero": _descriptor(set_davg_zero=True),
-            "frozen": _descriptor(trainable=False),
-            "one_layer": _descriptor(neuron=[5], axis_neuron=2),
-            "sel-too_small": _descriptor(sel=[2, 3]),
-            "sel-zero": _descriptor(sel=[0, 20]),
-            "float32": {**_descriptor(precision="float32"), **_fitting(precision="float32")},
-            "float64": {**_descriptor(precision="float64"), **_fitting(precision="float64")},
-            "mixed": _descriptor(precision="float32"),
-            "1_type": {"type_map": ["Cu"], **_descriptor(sel=[30])},
-            "3_types": {"type_map": ["O", "H", "Na"], **_descriptor(sel=[12, 16, 12], exclude_types=[[0, 2]])},
-            "3_types-one_side": {"type_map": ["O", "H", "Na"], **_descriptor(sel=[12, 16, 12], type_one_side=True)},
+            "type_one_side": descriptor(type_one_side=True),
+            "resnet_dt": descriptor(resnet_dt=True),
+            **{f"activation-{name}": descriptor(activation_function=name) for name in ACTIVATIONS},
+            "axis_neuron": descriptor(axis_neuron=1),
+            "axis_neuron-all": descriptor(axis_neuron=6),
+            "exclude_types": descriptor(exclude_types=[[0, 1]]),
+            "exclude_types-one_side": descriptor(exclude_types=[[1, 1]], type_one_side=True),
+            "env_protection": descriptor(env_protection=0.1),
+            "set_davg_zero": descriptor(set_davg_zero=True),
+            "frozen": descriptor(trainable=False),
+            "one_layer": descriptor(neuron=[5], axis_neuron=2),
+            "sel-too_small": descriptor(sel=[2, 3]),
+            "sel-zero": descriptor(sel=[0, 20]),
+            "float32": {**descriptor(precision="float32"), **fitting(precision="float32")},
+            "float64": {**descriptor(precision="float64"), **fitting(precision="float64")},
+            "mixed": descriptor(precision="float32"),
+            "1_type": {"type_map": ["Cu"], **descriptor(sel=[30])},
+            "3_types": {"type_map": ["O", "H", "Na"], **descriptor(sel=[12, 16, 12], exclude_types=[[0, 2]])},
+            "3_types-one_side": {"type_map": ["O", "H", "Na"], **descriptor(sel=[12, 16, 12], type_one_side=True)},
             **ENER_VARIATIONS,
         },
         combinations={
@@ -231,6 +211,7 @@ CASES: dict[str, Case] = {
         },
     ),
     "dpa3": DPA3,
+    **FAMILY,
 }  # fmt: skip
 
 COMBINED: tuple[str, ...] = tuple(
