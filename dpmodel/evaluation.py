@@ -34,7 +34,7 @@ def evaluate_graph(
 ) -> dict[str, np.ndarray]:
     """Flat outputs of a graph (NumPy), `size` centres at a time where the model is local."""
     n, m = graph.frame.shape[0], graph.atype.shape[0]
-    if n <= size or model.message_passing:
+    if n <= size or model.message_passing or graph.virtual is not None:
         return evaluator(graph, forces=forces, atomic=atomic)
     output = model.output()
     if output.intensive:
@@ -124,6 +124,9 @@ def assemble_frames(
     for key, value in flat.items():
         if key in (output.reduced, "virial"):
             out[key] = value
-        elif atomic or key == "force":
+        elif atomic or key in ("force", "force_mag", "mask_mag"):
             out[key] = value.reshape(nf, na, *value.shape[1:])
-    return {key: value if key == "mask" else value.astype(np.float64, copy=False) for key, value in out.items()}
+    return {
+        key: value if key in ("mask", "mask_mag") else value.astype(np.float64, copy=False)
+        for key, value in out.items()
+    }

@@ -41,6 +41,7 @@ __all__ = [
     "Record",
     "Slots",
     "TypeGroups",
+    "VirtualAtoms",
     "axes",
     "check",
     "map_leaves",
@@ -246,6 +247,19 @@ class TypeGroups(Record):
     """(n,) integer: position of every owned atom in the concatenation of the groups."""
 
 
+class VirtualAtoms(Record):
+    """Atoms that stand for the spins of others: each is displaced from its own by the spin times a length of its type."""
+
+    real: Array = axes("pairs", points="atoms")
+    """(s,) integer: rows of the atoms that the user knows."""
+    virtual: Array = axes("pairs", points="atoms")
+    """(s,) integer: rows of the atoms that stand for their spins."""
+    shift: Array = axes("pairs")
+    """(s, 3) float, Å: displacement of the virtual atom."""
+    scale: Array = axes("pairs")
+    """(s,) float, Å per unit of spin; 0 for types without spin."""
+
+
 class Comm(Record):
     """What an exchange of ghost rows needs; read by a backend's `_exchange_ghosts` alone."""
 
@@ -307,8 +321,8 @@ class Graph(Record):
     """(f, df) float: frame parameters."""
     aparam: Array | None = axes("atoms", default=None)
     """(n, da) float: atomic parameters."""
-    spin: Array | None = axes("atoms", default=None)
-    """(n, 3) float: magnetic moments."""
+    virtual: VirtualAtoms | None = None
+    """Atoms that stand for spins, where the model takes spins."""
     charge_spin: Array | None = axes("frames", default=None)
     """(f, 2) float: total charge and spin multiplicity of every frame."""
     comm: Comm | None = None

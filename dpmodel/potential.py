@@ -150,6 +150,8 @@ class Potential:
         keys = [output.reduced, output.atomic, "mask"]
         if output.differentiable and self.backend.has_gradients:
             keys += ["force", "virial", "atom_virial"]
+        if self._model.spin_scales is not None:
+            keys += ["mask_mag", *(["force_mag"] if "force" in keys else [])]
         return tuple(key for key in keys if key not in self._without)
 
     def evaluate(
@@ -177,7 +179,7 @@ class Potential:
             pbc: periodic or not, one value or one per axis; without effect where box is None.
             fparam: (nf, dim_fparam) or (dim_fparam,).
             aparam: (nf, na, dim_aparam) or (na, dim_aparam).
-            spin: not for this kind of model.
+            spin: (nf, na, 3) or (na, 3), for models that take spins; atoms of types without spin: any.
             charge_spin: (nf, 2) or (2,): total charge and spin multiplicity, truncated to integers.
             forces: None: where the backend has derivatives.
             atomic: add per-atom values, per-atom virials and `mask`.
@@ -194,13 +196,12 @@ class Potential:
         """
         if hessian:
             raise InputError("hessian=True: this model has no Hessian output; leave it out")
-        if spin is not None:
-            raise InputError("spin was given, but this model does not take it; leave it out")
         forces = self._with_forces(forces)
         frames = _Frames.read(coord, atype, box, self.type_map, check_pbc(pbc))
         parameters = {
             "fparam": frames.frame_values(fparam, self.dim_fparam, "fparam"),
             "aparam": frames.atom_values(aparam, self.dim_aparam, "aparam"),
+            "spin": frames.atom_values(spin, 3 if self._model.spin_scales is not None else 0, "spin"),
             "charge_spin": frames.frame_values(charge_spin, 2 if self._model.takes_charge_spin else 0, "charge_spin"),
         }
         if self.dim_fparam and fparam is None and not self._model.has_default_fparam:
@@ -209,6 +210,8 @@ class Potential:
             )
         if self.dim_aparam and aparam is None:
             raise InputError(f"aparam is missing: this model takes {self.dim_aparam} numbers per atom")
+        if self._model.spin_scales is not None and spin is None:
+            raise InputError("spin is missing: this model takes a vector for every atom, (frames, atoms, 3)")
         if (charges := parameters["charge_spin"]) is not None:
             check_charge_spin(charges, "charge_spin")
         elif self._model.takes_charge_spin and self._model.default_charge_spin is None:

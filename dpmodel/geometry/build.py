@@ -21,7 +21,7 @@ from dpmodel.errors import InputError
 from dpmodel.geometry.cells import check_pbc
 from dpmodel.geometry.estimate import check_total
 from dpmodel.geometry.neighbours import neighbour_pairs
-from dpmodel.graph import AngleRequest, Angles, Edges, Graph, NeighbourRequest, Slots, TypeGroups
+from dpmodel.graph import AngleRequest, Angles, Edges, Graph, NeighbourRequest, Slots, TypeGroups, VirtualAtoms
 
 __all__ = ["GraphBuilder", "TruncationWarning", "neighbour_counts"]
 
@@ -60,6 +60,8 @@ class GraphBuilder:
     """Whether to fill `Graph.types`."""
     allow_overlap: bool = False
     """Whether atoms may be at one place, as `Model.tolerates_overlap` says; else such pairs are refused."""
+    spin_scales: tuple[float, ...] | None = None
+    """By type, displacement of virtual atoms per unit of spin, Å: half of `ntypes` are virtual then, the latter."""
     _warned: list[bool] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -103,10 +105,24 @@ class GraphBuilder:
         place.
         """
         numbers = range(len(coord)) if numbers is None else numbers
-        coord, atype, cell = _check_frames(coord, atype, cell, self.ntypes, numbers)
+        known = self.ntypes if self.spin_scales is None else len(self.spin_scales)
+        coord, atype, cell = _check_frames(coord, atype, cell, known, numbers)
         pbc = check_pbc(pbc)
         f, na = atype.shape
         extra: dict[str, Any] = _check_extra(f, na, fparam=fparam, aparam=aparam, spin=spin, charge_spin=charge_spin)
+        natoms = np.sum(atype >= 0, axis=1, dtype=np.int64)
+        if (self.spin_scales is None) != ("spin" not in extra):
+            raise InputError(
+                f"spin was {'not ' * ('spin' not in extra)}given, and the model takes {'none' * (self.spin_scales is None) or 'it'}"
+            )
+        if self.spin_scales is not None:
+            coord, atype, virtual = _with_virtual(coord, atype, extra.pop("spin"), self.spin_scales)
+            na = 2 * na
+            extra |= {"virtual": virtual}
+            if "aparam" in extra:
+                rows = np.zeros((f * na, extra["aparam"].shape[1]))
+                rows[virtual.real] = extra["aparam"]
+                extra["aparam"] = rows
         flat = np.reshape(atype, (f * na,))
         pairs = self._pairs(coord, atype, cell, pbc, numbers)
         rows = list(map(functools.partial(self._select, pairs, f * na), self.requests))
@@ -117,7 +133,7 @@ class GraphBuilder:
         return Graph(
             atype=flat,
             frame=np.repeat(np.arange(f), na),
-            natoms=np.sum(atype >= 0, axis=1, dtype=np.int64),
+            natoms=natoms,
             centre=pairs.centre,
             neighbour=pairs.neighbour,
             edge_vec=pairs.vec,
@@ -250,6 +266,21 @@ def neighbour_counts(
 
 _FARTHEST = 10.0
 """Where the search for the smallest distance ends, Å."""
+
+
+def _with_virtual(
+    coord: np.ndarray, atype: np.ndarray, spin: np.ndarray, scales: tuple[float, ...]
+) -> tuple[np.ndarray, np.ndarray, VirtualAtoms]:
+    """Coordinates and types of every frame's atoms, then of their virtual atoms. spin: (f * na, 3)."""
+    f, na = atype.shape
+    scale = np.where(atype >= 0, np.asarray(scales)[np.maximum(atype, 0)], 0.0)
+    shift = np.reshape(spin, (f, na, 3)) * scale[:, :, None]
+    rows = np.reshape(np.arange(f)[:, None] * 2 * na + np.arange(na), (-1,))
+    virtual = VirtualAtoms(
+        real=rows, virtual=rows + na, shift=np.reshape(shift, (f * na, 3)), scale=np.reshape(scale, (f * na,))
+    )
+    kinds = np.where(atype >= 0, atype + len(scales), -1)
+    return np.concatenate([coord, coord + shift], axis=1), np.concatenate([atype, kinds], axis=1), virtual
 
 
 # --- views and groups ------------------------------------------------------------------------------------

@@ -81,6 +81,16 @@ class Model(Op):
         """Charge and spin of frames that come without; None: they must come with."""
         return None
 
+    @property
+    def spin_scales(self) -> tuple[float, ...] | None:
+        """By type, displacement of the virtual atom per unit of spin, Å; None: the model takes no spins."""
+        return None
+
+    @property
+    def graph_model(self) -> Model:
+        """The model whose types and excluded pairs the graph has; another than this only where there are virtual atoms."""
+        return self
+
     def bytes_per_atom(self) -> int:
         """Rough size of the temporaries that one atom needs in an evaluation with derivatives."""
         raise NotImplementedError(f"{type(self).__name__} does not define bytes_per_atom()")

@@ -17,7 +17,7 @@ from dpmodel.op import Array
 from dpmodel.ops import array_namespace, as_dtype, segment_sum, take_rows
 from dpmodel.precision import ENERGY_DTYPE
 
-__all__ = ["Gradient", "edge_derivatives", "predict"]
+__all__ = ["Gradient", "edge_derivatives", "predict", "spin_derivatives"]
 
 
 class Gradient(Protocol):
@@ -50,6 +50,8 @@ def predict(
 
     outputs, slope = gradient(reduced(0), graph.edge_vec)
     found = edge_derivatives(slope, graph, atomic_virial=atomic_virial)
+    if graph.virtual is not None:
+        return {**outputs, **spin_derivatives(found, graph)}
     if "energy" in outputs:
         return {**outputs, **found}
     others = (gradient(reduced(k), graph.edge_vec)[1] for k in (1, 2))
@@ -75,4 +77,29 @@ def edge_derivatives(slope: Array, graph: Graph, *, atomic_virial: bool = False)
     if atomic_virial:
         virial = segment_sum(share, graph.neighbour, m)
         outputs["atom_virial"] = segment_sum(virial, graph.owner, n) if fold else virial
+    return outputs
+
+
+def spin_derivatives(found: dict[str, Array], graph: Graph) -> dict[str, Array]:
+    """Derivatives of a system with virtual atoms to those of its s atoms and their spins.
+
+    A virtual atom moves with its own, and by `scale` times its spin: with F and W its force and virial, the force on the
+    atom grows by F and `force_mag` = -dE/d(spin) is F times `scale`; its displacement does not grow with the cell, so
+    that the virial loses F (x) displacement.
+    """
+    virtual = graph.virtual
+    assert virtual is not None
+    xp, force = array_namespace(found["force"]), found["force"]
+    own, other = take_rows(force, virtual.real), take_rows(force, virtual.virtual)
+    scale, shift = as_dtype(virtual.scale, force.dtype), as_dtype(virtual.shift, force.dtype)
+    share = xp.reshape(other[:, :, None] * shift[:, None, :], (other.shape[0], 9))
+    frame = take_rows(graph.frame, virtual.real)
+    outputs = {
+        "force": own + other,
+        "force_mag": other * scale[:, None],
+        "virial": found["virial"] - segment_sum(share, frame, graph.natoms.shape[0]),
+    }
+    if "atom_virial" in found:
+        virial = found["atom_virial"]
+        outputs["atom_virial"] = take_rows(virial, virtual.real) + take_rows(virial, virtual.virtual) - share
     return outputs

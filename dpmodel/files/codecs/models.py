@@ -16,7 +16,7 @@ from dpmodel.files.codecs.fittings import FITTINGS
 from dpmodel.files.nodes import Node
 from dpmodel.fittings.base import Output
 from dpmodel.fittings.ener import ENERGY
-from dpmodel.models import LinearModel, Model, PairTable, StandardModel, ZBLModel
+from dpmodel.models import LinearModel, Model, PairTable, SpinModel, StandardModel, ZBLModel
 from dpmodel.precision import global_dtype
 
 __all__ = ["MODELS", "read_model_tree", "write_model_tree"]
@@ -205,6 +205,32 @@ def _write_table(op: PairTable, _: tuple[str, ...]) -> dict[str, Any]:
     return {**head, **write_base(op), "tab": tab, "rcut": op.cutoff, "sel": op.sel}
 
 
+# --- spin --------------------------------------------------------------------------------------------------
+
+
+def _read_spin(node: Node) -> SpinModel:
+    backbone = _read_standard(node.node("backbone_model").upgraded(2, {1: _model_1_to_2}))
+    spin, half = node.node("spin"), len(backbone.type_map) // 2
+    use, scale = spin.items("use_spin"), np.ravel(_numbers(spin, spin.get("virtual_scale")))
+    if len(backbone.type_map) != 2 * half or len(use) != half or not all(isinstance(flag, bool) for flag in use):
+        raise node.fail(f"'use_spin' should be true or false for each of {half} types, got {use}")
+    if scale.size not in (1, half):
+        raise spin.fail(f"'virtual_scale' should be one number or {half}, got {scale.size}")
+    scale = np.broadcast_to(scale, (half,)).astype(np.float64)
+    return SpinModel(
+        type_map=backbone.type_map[:half], backbone=backbone, use_spin=tuple(use), virtual_scale=scale.copy()
+    )
+
+
+def _write_spin(op: SpinModel, _: tuple[str, ...]) -> dict[str, Any]:
+    scale = [float(value) for value in np.asarray(op.virtual_scale)]
+    return {
+        "type": "spin_ener",
+        "backbone_model": _write_standard(op.backbone, op.backbone.type_map),
+        "spin": {"use_spin": list(op.use_spin), "virtual_scale": scale},
+    }
+
+
 _BASE_KEYS = ("atom_exclude_types", "data_stat_protect", "pair_exclude_types", "preset_out_bias", "rcond")
 
 _STANDARD = Codec(
@@ -246,6 +272,15 @@ MODELS: tuple[Codec, ...] = (
         read=_read_zbl,
         write=_write_zbl,
         keys=(*_BASE_KEYS, "models", "weights", "sw_rmin", "sw_rmax", "smin_alpha"),
+    ),
+    Codec(
+        op=SpinModel,
+        names=("spin_ener",),
+        version=1,
+        upgrades={},
+        read=_read_spin,
+        write=_write_spin,
+        keys=("backbone_model", "spin"),
     ),
 )
 

@@ -1,0 +1,90 @@
+"""Models of magnetic systems, by virtual atoms (DeepSPIN, Yang et al., Phys. Rev. B 110, 064427, 2024).
+
+For every atom there is a virtual one of a type of its own, displaced from it by its spin times the `virtual_scale` of
+the type (0 for types without spin). A model of twice as many types, the backbone, gives the energy; virtual atoms
+contribute nothing themselves.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dpmodel.fittings.base import Output
+from dpmodel.graph import Graph, NeighbourRequest
+from dpmodel.models.base import Model
+from dpmodel.models.standard import StandardModel
+from dpmodel.op import Array, buffer, child
+from dpmodel.ops import as_dtype, take_rows
+
+__all__ = ["SpinModel"]
+
+
+class SpinModel(Model):
+    """A backbone on real and virtual atoms."""
+
+    backbone: StandardModel = child()
+    """Its types are those of this model, then as many virtual ones."""
+    use_spin: tuple[bool, ...]
+    """By type."""
+    virtual_scale: Array = buffer()
+    """(ntypes,), Å per unit of spin."""
+
+    def output(self) -> Output:
+        return self.backbone.output()
+
+    def requests(self) -> tuple[NeighbourRequest, ...]:
+        return self.backbone.requests()
+
+    def groups_types(self) -> bool:
+        return self.backbone.groups_types()
+
+    def tolerates_overlap(self) -> bool:
+        return self.backbone.tolerates_overlap()
+
+    @property
+    def spin_scales(self) -> tuple[float, ...] | None:
+        scale = np.where(self.use_spin, np.asarray(self.virtual_scale), 0.0)
+        return tuple(float(value) for value in scale)
+
+    @property
+    def graph_model(self) -> Model:
+        return self.backbone
+
+    @property
+    def message_passing(self) -> bool:
+        return self.backbone.message_passing
+
+    @property
+    def dim_fparam(self) -> int:
+        return self.backbone.dim_fparam
+
+    @property
+    def default_fparam(self) -> tuple[float, ...] | None:
+        return self.backbone.default_fparam
+
+    @property
+    def dim_aparam(self) -> int:
+        return self.backbone.dim_aparam
+
+    @property
+    def takes_charge_spin(self) -> bool:
+        return self.backbone.takes_charge_spin
+
+    @property
+    def default_charge_spin(self) -> tuple[float, float] | None:
+        return self.backbone.default_charge_spin
+
+    def bytes_per_atom(self) -> int:
+        return 2 * self.backbone.bytes_per_atom()
+
+    def call(self, graph: Graph) -> dict[str, Array]:
+        """As every model, per-atom values of the s real atoms; `mask_mag` (s, 1) int32: atoms of types with spin.
+
+        Raises ValueError for a graph without virtual atoms.
+        """
+        virtual = graph.virtual
+        if virtual is None:
+            raise ValueError("this model takes spins: build its graph with them")
+        outputs, output = self.backbone(graph), self.output()
+        rows = {key: take_rows(outputs[key], virtual.real) for key in (output.atomic, "mask")}
+        return {**outputs, **rows, "mask_mag": as_dtype(virtual.scale > 0, "int32")[:, None]}
