@@ -43,12 +43,13 @@ class JaxEvaluator:
             padded = graph_to_jax(pad_graph(graph, self._sizes), self.device)
             outputs = self._run(self._model, padded, forces, atomic)
         frames = {"virial", self._model.output().reduced}
+        rows = n if graph.virtual is None else graph.virtual.real.shape[0]
         ghosts = slice(self._sizes["atoms"], self._sizes["atoms"] + m - n)  # behind the padding of the owned atoms
         results = {}
         for key, padded_value in outputs.items():
             value = np.array(padded_value)
             nodes = key in {"force", "atom_virial"} and graph.owner is None and m > n
-            results[key] = np.concatenate([value[:n], value[ghosts]]) if nodes else value[: f if key in frames else n]
+            results[key] = np.concatenate([value[:n], value[ghosts]]) if nodes else value[: f if key in frames else rows]
         return results
 
     def compilations(self) -> int:
