@@ -13,6 +13,7 @@ from dpmodel.graph import Graph
 from dpmodel.models import Model, predict
 
 from .bridge import Overrides, from_torch, graph_to_torch, override_table, to_torch, torch_gradient
+from .memory import keep_freed_memory
 from .overrides import OVERRIDES
 from .training import TorchStepper
 
@@ -35,6 +36,7 @@ class TorchEvaluator:
     """A model as a torch module, ready to evaluate."""
 
     def __init__(self, model: Model, device: torch.device, overrides: Overrides) -> None:
+        keep_freed_memory()
         self.device = device
         self.module = to_torch(model, device=device, overrides=overrides).eval().requires_grad_(False)
 

@@ -16,6 +16,7 @@ from dpmodel.models import Model, predict
 from dpmodel.training.stepper import Loss, NonFiniteError, OptimizerState
 
 from .bridge import Overrides, from_torch, graph_to_torch, to_torch, torch_gradient
+from .memory import keep_freed_memory
 
 __all__ = ["TorchStepper"]
 
@@ -35,6 +36,7 @@ class TorchStepper:
         overrides: Overrides,
         gradient_max_norm: float | None,
     ) -> None:
+        keep_freed_memory()
         self.device = device
         self.loss = loss
         self.derivatives = not {"force", "virial"}.isdisjoint(loss.outputs)

@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,14 +60,21 @@ class Runs:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({"folder": str(folder), "args": args}) + "\n")
         self.process.stdin.flush()
-        return int(self.read())
+        self.pid = int(self.read())
+        return self.pid
 
     def read(self) -> str:
         assert self.process.stdout is not None
         return self.process.stdout.readline()
 
     def wait(self) -> int:
-        return int(self.read())
+        """The status of the run, which is killed where it does not end."""
+        timer = threading.Timer(120.0, os.kill, (self.pid, signal.SIGKILL))
+        timer.start()
+        try:
+            return int(self.read())
+        finally:
+            timer.cancel()
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from dpmodel.models import Model
 
 from ...pt import pick_device
 from ...pt.bridge import graph_to_torch
+from ...pt.memory import keep_freed_memory
 from ..ghosts import MappingProvider, failure_of, load_ops
 from .archive import read_entries
 from .metadata import parse_metadata, require_model, require_runtime
@@ -33,6 +34,7 @@ class ArtefactEvaluator:
     """An artefact, ready to evaluate."""
 
     def __init__(self, runner: Runner, metadata: dict[str, Any], model: Model, where: str) -> None:
+        keep_freed_memory()
         self.metadata = metadata
         self._run = runner
         self._model = model

@@ -119,6 +119,7 @@ void PairDPModel::settings(int narg, char **arg) {
   const auto &about = model_->about;
   builder_ = GraphBuilder(about.requests, about.ntypes, about.excluded, about.group_by_type, about.allow_overlap);
   declare_exchanges(about.exchanges, about.max_bytes_per_row);
+  keep_freed_memory();
   const int threads = threads_per_rank(world);
   at::set_num_threads(threads);
   if (comm->me == 0)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <malloc.h>
 #include <sched.h>
 
 namespace dpmodel {
@@ -24,6 +25,16 @@ int threads_per_rank(MPI_Comm world) {
   const int wanted = given == nullptr ? 0 : std::atoi(given);
   if (wanted > 0) return wanted;
   return std::max(1, std::min(CPU_COUNT(&own), CPU_COUNT(&together) / ranks));
+}
+
+void keep_freed_memory() {
+#ifdef __GLIBC__
+  for (const char *name : {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TOP_PAD_",
+                           "GLIBC_TUNABLES"})
+    if (std::getenv(name) != nullptr) return;
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+  mallopt(M_MMAP_THRESHOLD, 32 << 20);
+#endif
 }
 
 }  // namespace dpmodel
