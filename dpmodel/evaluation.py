@@ -59,8 +59,8 @@ def select_centres(graph: Graph, start: int, stop: int) -> tuple[Graph, np.ndarr
     The part's owned atoms are those centres; every other atom that they see is a ghost without an owner, so
     forces come back for all its nodes. Raises ValueError where the graph itself has ghosts with owners.
     """
-    if graph.owner is not None or graph.comm is not None:
-        raise ValueError("a graph whose ghosts have owners cannot be cut into pieces")
+    if graph.owner is not None or graph.comm is not None or graph.virtual is not None:
+        raise ValueError("a graph whose ghosts have owners, or that has virtual atoms, cannot be cut into pieces")
     first, last = (int(row) for row in np.searchsorted(graph.centre, (start, stop)))
     others = np.unique(graph.neighbour[first:last])
     others = others[(others < start) | (others >= stop)]

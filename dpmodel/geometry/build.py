@@ -111,10 +111,10 @@ class GraphBuilder:
         f, na = atype.shape
         extra: dict[str, Any] = _check_extra(f, na, fparam=fparam, aparam=aparam, spin=spin, charge_spin=charge_spin)
         natoms = np.sum(atype >= 0, axis=1, dtype=np.int64)
-        if (self.spin_scales is None) != ("spin" not in extra):
-            raise InputError(
-                f"spin was {'not ' * ('spin' not in extra)}given, and the model takes {'none' * (self.spin_scales is None) or 'it'}"
-            )
+        if self.spin_scales is None and "spin" in extra:
+            raise InputError("spin was given, but this model takes no spins; leave it out")
+        if self.spin_scales is not None and "spin" not in extra:
+            raise InputError("spin is missing: this model takes a vector for every atom")
         if self.spin_scales is not None:
             coord, atype, virtual = _with_virtual(coord, atype, extra.pop("spin"), self.spin_scales)
             na = 2 * na

@@ -154,7 +154,7 @@ def test_flat_fields_and_dtypes():
     rng = np.random.default_rng(0)
     extra = {
         "fparam": rng.normal(size=(3, 2)), "aparam": rng.normal(size=(3, 4, 5)),
-        "spin": rng.normal(size=(3, 4, 3)), "charge_spin": np.array([[0, 1], [1, 2], [-1, 2]]),
+        "charge_spin": np.array([[0, 1], [1, 2], [-1, 2]]),
     }  # fmt: skip
     graph = GraphBuilder((NeighbourRequest(rcut=4.0, sel=(90,), layout="slots"),), 2).build(coord, atype, cell, **extra)
     assert graph.atype.tolist() == atype.reshape(-1).tolist()
@@ -165,7 +165,6 @@ def test_flat_fields_and_dtypes():
     assert (np.diff(graph.centre) >= 0).all()
     assert graph.edge_mask.all()
     np.testing.assert_array_equal(graph.aparam, extra["aparam"].reshape(12, 5))
-    np.testing.assert_array_equal(graph.spin, extra["spin"].reshape(12, 3))
     np.testing.assert_array_equal(graph.fparam, extra["fparam"])
     assert graph.owner is None
     assert graph.comm is None
@@ -179,7 +178,7 @@ def test_flat_fields_and_dtypes():
         graph.types.place,
     )
     assert {x.dtype for x in integers} == {np.dtype("int64")}
-    floats = (graph.edge_vec, graph.fparam, graph.aparam, graph.spin, graph.charge_spin)
+    floats = (graph.edge_vec, graph.fparam, graph.aparam, graph.charge_spin)
     assert {x.dtype for x in floats} == {np.dtype("float64")}
 
 
@@ -384,3 +383,45 @@ def test_counts_are_strict_and_the_distance_looks_further():
     assert neighbour_counts(np.zeros((2, 3)), np.zeros(2, int), None, True, 3.0, 1)[2] == 0.0
     assert neighbour_counts(np.zeros((2, 3)), np.array([0, -1]), None, True, 3.0, 1)[2] == 10.0
     assert neighbour_counts(np.zeros((0, 3)), np.zeros(0, int), None, True, 3.0, 2)[1:] == (0, 10.0)
+
+
+# --- spins -------------------------------------------------------------------------------------------------
+
+
+def test_virtual_atoms_stand_for_spins():
+    """They follow the atoms of their frame, as types of their own, displaced by the scale of the type."""
+    coord, atype, cell = frames(5, f=2, na=4)
+    atype[0, 1] = -1
+    rng = np.random.default_rng(1)
+    spin, aparam = rng.normal(size=(2, 4, 3)), rng.normal(size=(2, 4, 1))
+    request = NeighbourRequest(rcut=4.0, sel=(200,), layout="edges")
+    builder = GraphBuilder((request,), 4, exclude_pairs=((3, 1),), allow_overlap=True, spin_scales=(0.3, 0.0))
+    graph = builder.build(coord, atype, cell, spin=spin, aparam=aparam)
+    virtual = graph.virtual
+    assert virtual.real.tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
+    assert (virtual.virtual - virtual.real == 4).all()
+    flat = atype.reshape(-1)
+    assert graph.atype[virtual.real].tolist() == flat.tolist()
+    assert graph.atype[virtual.virtual].tolist() == np.where(flat < 0, -1, flat + 2).tolist()
+    assert graph.natoms.tolist() == [3, 4]
+    assert graph.frame.tolist() == [0] * 8 + [1] * 8
+    scale = np.where(flat == 0, 0.3, 0.0)
+    np.testing.assert_allclose(virtual.scale, scale)
+    np.testing.assert_allclose(virtual.shift, spin.reshape(-1, 3) * scale[:, None])
+    np.testing.assert_array_equal(graph.aparam[virtual.real], aparam.reshape(8, 1))
+    assert not graph.aparam[virtual.virtual].any()
+    moved = np.concatenate([coord, coord + virtual.shift.reshape(2, 4, 3)], axis=1).reshape(-1, 3)
+    image = moved[graph.neighbour] - moved[graph.centre] - graph.edge_vec
+    box = np.linalg.inv(cell[graph.frame[graph.centre]])
+    shifts = np.einsum("ei,eij->ej", image, box)
+    np.testing.assert_allclose(shifts, np.round(shifts), atol=1e-9)
+
+
+@pytest.mark.parametrize("scales", [None, (0.3, 0.2)])
+def test_spins_and_the_model_must_fit(scales):
+    coord, atype, cell = frames(5, f=1, na=4)
+    requests = (NeighbourRequest(rcut=4.0, sel=(90,), layout="edges"),)
+    builder = GraphBuilder(requests, 2 if scales is None else 4, spin_scales=scales)
+    spin = np.ones((1, 4, 3)) if scales is None else None
+    with pytest.raises(InputError, match="takes no spins" if scales is None else "spin is missing"):
+        builder.build(coord, atype, cell, spin=spin)

@@ -19,6 +19,7 @@ from dpmodel.graph import (
     Record,
     Slots,
     TypeGroups,
+    VirtualAtoms,
     axes,
     check,
     map_leaves,
@@ -44,18 +45,20 @@ def graph_of(seed=0, f=2, na=6):
         np.broadcast_to(6 * np.eye(3), (f, 3, 3)),
         fparam=rng.normal(size=(f, 2)),
         aparam=rng.normal(size=(f, na, 1)),
-        spin=rng.normal(size=(f, na, 3)),
     )
-    return graph.replace(comm=Comm(handle=np.array([7])))
+    virtual = VirtualAtoms(
+        real=np.arange(3), virtual=np.arange(3, 6), shift=rng.normal(size=(3, 3)), scale=rng.uniform(size=3)
+    )
+    return graph.replace(comm=Comm(handle=np.array([7])), virtual=virtual)
 
 
 # --- the declaration -------------------------------------------------------------------------------------
 
 
 def test_every_array_is_declared():
-    ours = {Graph, Slots, Edges, Angles, TypeGroups, Comm, Features}
+    ours = {Graph, Slots, Edges, Angles, TypeGroups, VirtualAtoms, Comm, Features}
     assert ours <= set(record_types)
-    nested = {(Graph, "views"), (Graph, "types"), (Graph, "comm"), (Edges, "angles")}
+    nested = {(Graph, "views"), (Graph, "types"), (Graph, "virtual"), (Graph, "comm"), (Edges, "angles")}
     for cls in ours:
         for field in dataclasses.fields(cls):
             assert ("axes" in field.metadata) == ((cls, field.name) not in nested), (cls, field.name)
@@ -68,7 +71,7 @@ def test_leaves_and_their_axes():
         "views.0.0.edge", "views.0.0.mask", "views.0.1.edge", "views.0.1.mask", "views.1.edge", "views.1.mask",
         "views.2.row", "views.2.mask", "views.2.angles.ij", "views.2.angles.ik", "views.2.angles.mask",
         "views.3.row", "views.3.mask", "types.rows.0", "types.rows.1", "types.place",
-        "fparam", "aparam", "spin", "comm.handle",
+        "fparam", "aparam", "virtual.real", "virtual.virtual", "virtual.shift", "virtual.scale", "comm.handle",
     ]  # fmt: skip
     found = {path: (leaves[path].axes, leaves[path].points, leaves[path].static) for path in leaves}
     assert found["edge_vec"] == (("edges",), None, (3,))
@@ -186,7 +189,7 @@ def seen_by(graph, atom):
 
 @pytest.mark.parametrize("size", [1, 5, 12])
 def test_pieces_see_what_the_whole_sees(size):
-    graph = graph_of().replace(comm=None)
+    graph = graph_of().replace(comm=None, virtual=None)
     n = len(graph.frame)
     for start in range(0, n, size):
         stop = min(start + size, n)
@@ -195,7 +198,7 @@ def test_pieces_see_what_the_whole_sees(size):
         assert (sizes["atoms"], sizes["nodes"], sizes["frames"]) == (stop - start, len(nodes), 2)
         assert nodes[: stop - start].tolist() == list(range(start, stop))
         assert (piece.atype == graph.atype[nodes]).all()
-        for name in ("frame", "aparam", "spin"):
+        for name in ("frame", "aparam"):
             assert (getattr(piece, name) == getattr(graph, name)[start:stop]).all()
         for atom in range(stop - start):
             assert seen_by(piece, atom) == seen_by(graph, start + atom)

@@ -45,7 +45,6 @@ def test_parts_hold_the_whole_once(ranks, periodic):
     extra = {
         "aparam": rng.normal(size=(1, N, 2)),
         "fparam": rng.normal(size=(1, 3)),
-        "spin": rng.normal(size=(1, N, 3)),
     }
     graph, coord, cell = graph_of(periodic=periodic, **extra)
     ranks = np.array(ranks)[:N]
@@ -65,7 +64,6 @@ def test_parts_hold_the_whole_once(ranks, periodic):
         )
         assert np.array_equal(own.atype, graph.atype[originals])
         assert np.array_equal(own.aparam, graph.aparam[part.atoms])
-        assert np.array_equal(own.spin, graph.spin[part.atoms])
         assert np.array_equal(own.fparam, graph.fparam)
         kept = ranks[graph.centre] == rank
         assert np.array_equal(part.atoms[own.centre], graph.centre[kept])

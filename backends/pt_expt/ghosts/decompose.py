@@ -100,9 +100,7 @@ def _part(graph: Graph, shift: np.ndarray, assignment: np.ndarray, place: np.nda
     ghosts, which = np.unique(keys, axis=0, return_inverse=True)
     node = place[neighbour]
     node[away] = len(own) + np.reshape(which, (-1,))
-    owned: dict[str, Any] = {
-        name: None if getattr(graph, name) is None else getattr(graph, name)[own] for name in ("aparam", "spin")
-    }
+    owned: dict[str, Any] = {"aparam": None if graph.aparam is None else graph.aparam[own]}
     new = np.cumsum(kept) - 1
     part = graph.replace(
         atype=np.concatenate([graph.atype[own], graph.atype[ghosts[:, 1]]]),
