@@ -130,5 +130,6 @@ class Hybrid(Descriptor):
         ]
         dtype = xp.result_type(*(each.node for each in found))
         node = xp.concat([as_dtype(each.node, dtype) for each in found], axis=-1)
-        vectors: list[Any] = [as_dtype(each.rotation, dtype) for each in found if each.rotation is not None]
+        vectors: list[Any] = [each.rotation for each in found if each.rotation is not None] if rotation else []
+        vectors = [as_dtype(each, dtype) for each in vectors]
         return Features(node=node, rotation=xp.concat(vectors, axis=1) if vectors else None)

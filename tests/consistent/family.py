@@ -77,7 +77,10 @@ SE_R = Case(
         "descriptor": {"type": "se_e2_r", "rcut": 4.0, "rcut_smth": 0.8, "sel": [16, 20], "neuron": [3, 6, 6]},
         "fitting_net": ENER,
     },
-    variations=TYPED,
+    variations={  # atoms of one type that see those of the other alone have nearly equal energies
+        **{name: patch for name, patch in TYPED.items() if name not in EXCLUSIONS},
+        "pair_exclusion": {"pair_exclude_types": [[0, 1]]},
+    },
     combinations={
         "many_options": {
             **THREE,
@@ -92,7 +95,7 @@ SE_R = Case(
 SE_T = Case(
     section={
         "type_map": ["O", "H"],
-        "descriptor": {"type": "se_e3", "rcut": 3.0, "rcut_smth": 0.8, "sel": [10, 12], "neuron": [2, 4]},
+        "descriptor": {"type": "se_e3", "rcut": 4.0, "rcut_smth": 0.8, "sel": [16, 20], "neuron": [2, 4]},
         "fitting_net": ENER,
     },
     variations=TYPED,
@@ -102,7 +105,7 @@ SE_T_TEBD = Case(
     section={
         "type_map": ["O", "H"],
         "descriptor": {
-            "type": "se_e3_tebd", "rcut": 3.0, "rcut_smth": 0.8, "sel": 20, "neuron": [2, 4], "tebd_dim": 3,
+            "type": "se_e3_tebd", "rcut": 4.0, "rcut_smth": 0.8, "sel": 32, "neuron": [2, 4], "tebd_dim": 3,
         },
         "fitting_net": ENER,
     },
@@ -127,7 +130,7 @@ DPA1 = Case(
         },
         "fitting_net": ENER,
     },
-    variations={**MIXED, **ATTENTION},
+    variations={**MIXED, **ATTENTION, "exclude_types": descriptor(exclude_types=[[0, 0]])},
     combinations={
         "many_options": {
             **THREE,

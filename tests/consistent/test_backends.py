@@ -123,9 +123,15 @@ def test_one_edge(case: str, backend: Backend) -> None:
 def first_edge(graph: Graph) -> Graph:
     """Only the first of all edges; both atoms are owned."""
     edges = {name: getattr(graph, name)[:1] for name in ("centre", "neighbour", "edge_vec", "edge_mask")}
-    view = graph.views[0]
-    angles = None if view.angles is None else map_record(view.angles, lambda x: x[view.angles.ij < 1])
-    return graph.replace(**edges, views=(Edges(row=view.row[:1], mask=view.mask[:1], angles=angles),))
+
+    def first(view: Slots | Edges) -> Slots | Edges:
+        if isinstance(view, Slots):
+            return Slots(edge=np.zeros_like(view.edge), mask=view.mask & (view.edge == 0))
+        kept = view.row == 0
+        angles = None if view.angles is None else map_record(view.angles, lambda x: x[view.angles.ij < np.sum(kept)])
+        return Edges(row=view.row[kept], mask=view.mask[kept], angles=angles)
+
+    return graph.replace(**edges, views=map_views(graph.views, first))
 
 
 # --- storage --------------------------------------------------------------------------------------------
