@@ -102,14 +102,15 @@ class DPA1Config(_AttentionConfig, key="dpa1", aliases=("se_atten",)):
         "Old form of tebd_input_mode: true is strip, false is concat.",
     )
 
-    @property
-    def strips(self) -> bool:
-        if self.stripped_type_embedding is not None:
-            return self.stripped_type_embedding
-        return self.tebd_input_mode == "strip"
-
     def smooth(self) -> bool:
         return self.smooth_type_embedding
+
+    def part(self, ntypes: int, seed: Seed) -> DPA1:
+        """A descriptor without type embedding; the old form of an option becomes the new one."""
+        if (old := self.stripped_type_embedding) is None:
+            return super().part(ntypes, seed)
+        new = self.replace(tebd_input_mode="strip" if old else "concat", stripped_type_embedding=None)
+        return new.part(ntypes, seed)
 
 
 class SeAttenV2Config(_AttentionConfig, key="se_atten_v2"):
@@ -140,9 +141,11 @@ class DPA1(MixedDescriptor):
         return int(self.config.neuron[-1])
 
     def is_smooth(self) -> bool:
+        # At the cutoff a neighbour has the row of an empty slot, which counts unless there is no mean; a net that sees
+        # its type tells it from one, and an excluded neighbour has no row at all.
         cfg = self.config
-        hard = cfg.attn_layer > 0 or not cfg.set_davg_zero
-        return (cfg.smooth() or not hard) and (cfg.set_davg_zero or not cfg.exclude_types)
+        soft = cfg.strips and cfg.smooth() and not cfg.exclude_types
+        return (cfg.smooth() or cfg.attn_layer == 0) and (bool(cfg.set_davg_zero) or soft)
 
     def bytes_per_atom(self) -> int:
         cfg = self.config

@@ -86,7 +86,7 @@ SE_R = Case(
             **THREE,
             "descriptor": {
                 "sel": [10, 12, 10], "activation_function": "silut:0.7", "exclude_types": [[0, 2]], "env_protection": 0.1,
-                "resnet_dt": True, "precision": "float32",
+                "resnet_dt": True,
             },
             "pair_exclude_types": [[2, 2]],
         }
@@ -115,7 +115,7 @@ SE_T_TEBD = Case(
             **THREE,
             "descriptor": {
                 "tebd_input_mode": "strip", "activation_function": "silut:0.7", "exclude_types": [[0, 2]],
-                "env_protection": 0.1, "use_econf_tebd": True, "concat_output_tebd": False, "precision": "float32",
+                "env_protection": 0.1, "use_econf_tebd": True, "concat_output_tebd": False,
             },
             "pair_exclude_types": [[2, 2]],
         }

@@ -13,6 +13,7 @@ from dpmodel.backends.jax.bridge import double_precision, from_jax, to_jax
 from dpmodel.backends.pt import OVERRIDES as PT_OVERRIDES
 from dpmodel.backends.pt.bridge import from_torch, to_torch
 from dpmodel.config import Config
+from dpmodel.descriptors import HybridConfig
 from dpmodel.files.model_file import ModelFile, read_model, write_model
 from dpmodel.op import Kind, Op, walk
 
@@ -51,7 +52,12 @@ def comparable(config: Config) -> dict[str, Any]:
     values = {
         name: getattr(config, name) for name in config.options() if name not in ("seed", "precision", "trainable")
     }
-    values["layer_trainable"] = config.layer_trainable() if hasattr(config, "layer_trainable") else config.trainable
+    if hasattr(config, "layer_trainable"):
+        values["layer_trainable"] = config.layer_trainable()
+    elif "trainable" in config.options():
+        values["trainable"] = config.trainable
+    if isinstance(config, HybridConfig):
+        values["list"] = [comparable(part) for part in config.parts]
     return values
 
 

@@ -165,7 +165,7 @@ def _write(op: DPA2, type_map: tuple[str, ...]) -> dict[str, Any]:
         "@version": 3,
         "ntypes": op.ntypes,
         "repinit_args": cfg.repinit.to_dict(),
-        "repformer_args": {**cfg.repformer.to_dict(), "ln_eps": cfg.repformer.ln_eps or 1e-5},
+        "repformer_args": cfg.repformer.to_dict(),
         **{name: thaw(getattr(cfg, name)) for name in names},
         "type_map": list(type_map),
         "type_embedding": write_type_embedding(op.type_embedding, cfg.precision, type_map),

@@ -135,8 +135,6 @@ def _write(kind: str, op: Any, type_map: tuple[str, ...]) -> dict[str, Any]:
     left |= {"tebd_input_mode"} if kind == "se_atten_v2" else set()
     left |= {"use_tebd_bias"} if isinstance(op, SeTTebd) else set()
     shared = {name: thaw(getattr(cfg, name)) for name in cfg.options() if name not in left}
-    if kind == "dpa1":
-        shared["tebd_input_mode"] = "strip" if cfg.strips else "concat"
     variables = write_statistics(op, op.nnei)
     tree = {
         "@class": "Descriptor",
@@ -154,7 +152,7 @@ def _write(kind: str, op: Any, type_map: tuple[str, ...]) -> dict[str, Any]:
     }
     if isinstance(op, SeTTebd):
         return tree
-    tree |= {"spin": None, "attn_mask": False, "ln_eps": cfg.ln_eps or 1e-5, "attention_layers": _write_attention(op)}
+    tree |= {"spin": None, "attn_mask": False, "attention_layers": _write_attention(op)}
     if op.degree_gain is not None:
         tree |= {"@version": 4, "lmax": cfg.lmax}
         variables["degree_gain_raw"] = np.asarray(op.degree_gain)
