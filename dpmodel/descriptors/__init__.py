@@ -6,6 +6,7 @@ from dpmodel.descriptors.dpa1 import DPA1, DPA1Config, SeAttenV2Config
 from dpmodel.descriptors.dpa2 import DPA2, DPA2Config
 from dpmodel.descriptors.dpa3 import DPA3, DPA3Config
 from dpmodel.descriptors.hybrid import Hybrid, HybridConfig
+from dpmodel.descriptors.kinds import SINGLE
 from dpmodel.descriptors.se_a import SeA, SeAConfig
 from dpmodel.descriptors.se_r import SeR, SeRConfig
 from dpmodel.descriptors.se_t import SeT, SeTConfig
@@ -34,8 +35,5 @@ __all__ = [
     "SeTTebdConfig",
 ]  # fmt: skip
 
-CONFIGS: tuple[type[Config], ...] = (
-    SeAConfig, SeRConfig, SeTConfig, SeTTebdConfig, DPA1Config, SeAttenV2Config, DPA2Config, DPA3Config,
-    HybridConfig,
-)  # fmt: skip
+CONFIGS: tuple[type[Config], ...] = (*SINGLE, HybridConfig)
 """Every descriptor of the input file's `model.descriptor`."""

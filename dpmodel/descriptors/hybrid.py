@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpmodel.config import Config, sections
 from dpmodel.descriptors.base import Capacity, Descriptor, DescriptorConfig, Features
+from dpmodel.descriptors.kinds import SINGLE
 from dpmodel.errors import InputError
 from dpmodel.graph import Graph, NeighbourRequest, split_views
 from dpmodel.nn import child_seed
@@ -21,16 +22,10 @@ if TYPE_CHECKING:
 __all__ = ["Hybrid", "HybridConfig"]
 
 
-def _kinds() -> tuple[type[Config], ...]:
-    from dpmodel import descriptors  # noqa: PLC0415 - the registry, of which this is a part
-
-    return tuple(kind for kind in descriptors.CONFIGS if kind is not HybridConfig)
-
-
 class HybridConfig(DescriptorConfig, key="hybrid"):
     """Several descriptors side by side."""
 
-    list: tuple[Config, ...] = sections(_kinds, "The descriptors.")
+    list: tuple[Config, ...] = sections(lambda: SINGLE, "The descriptors.")
 
     @property
     def parts(self) -> tuple[DescriptorConfig, ...]:

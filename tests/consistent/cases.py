@@ -24,6 +24,7 @@ from .family import FAMILY
 __all__ = [
     "CASES",
     "COMBINED",
+    "COMPILED",
     "NAMES",
     "Case",
     "each_base",
@@ -218,6 +219,9 @@ COMBINED: tuple[str, ...] = tuple(
     name for base, case in CASES.items() for name in (base, *_names(base, case.combinations))
 )
 NAMES: tuple[str, ...] = (*COMBINED, *(name for base, case in CASES.items() for name in _names(base, case.variations)))
+
+COMPILED: tuple[str, ...] = tuple(name for name in COMBINED if name in CASES or name.startswith(("se_e2_a-", "dpa3-")))
+"""Those that go through compilers every day."""
 
 each_case = pytest.mark.parametrize("case", NAMES)
 """Every section, every variation and combination."""

@@ -18,7 +18,7 @@ from dpmodel.graph import Graph, map_record
 from dpmodel.models import Model, predict
 from dpmodel.op import Array
 
-from .cases import CASES, COMBINED, NAMES, model_of
+from .cases import CASES, COMPILED, NAMES, model_of
 
 __all__ = ["Backend", "each_base_and_backend", "each_case_and_backend", "each_gradient", "make_runner", "runner"]
 
@@ -63,7 +63,7 @@ each_case_and_backend = pytest.mark.parametrize(
         pytest.param(case, backend, id=f"{case}-{backend.value}", marks=[pytest.mark.nightly] * nightly)
         for case in NAMES
         for backend in Backend
-        for nightly in [backend in COMPILERS and case not in (("se_e2_a",) if backend is Backend.JAX else COMBINED)]
+        for nightly in [backend in COMPILERS and case not in (("se_e2_a",) if backend is Backend.JAX else COMPILED)]
     ],
 )
 """Every pair; what is slow and covered by the combinations is nightly."""
