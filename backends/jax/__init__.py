@@ -49,7 +49,9 @@ class JaxEvaluator:
         for key, padded_value in outputs.items():
             value = np.array(padded_value)
             nodes = key in {"force", "atom_virial"} and graph.owner is None and m > n
-            results[key] = np.concatenate([value[:n], value[ghosts]]) if nodes else value[: f if key in frames else rows]
+            results[key] = (
+                np.concatenate([value[:n], value[ghosts]]) if nodes else value[: f if key in frames else rows]
+            )
         return results
 
     def compilations(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -61,7 +61,7 @@ class EnvironmentConfig(DescriptorConfig):
         return (Capacity(option="sel", value=self.sel, rcut=self.rcut, typed=self.typed),)
 
     def with_capacities(self, values: Sequence[tuple[int, ...]]) -> Self:
-        return cast(Self, self.replace(sel=values[0] if self.typed else values[0][0]))
+        return self.replace(sel=values[0] if self.typed else values[0][0])
 
     def nets(self, n_in: int, count: int, seed: Seed, *, first: int = 0) -> tuple[MLP, ...]:
         """Embedding nets with random weights. first: number of the first, for its seed."""
@@ -141,7 +141,7 @@ class EnvironmentDescriptor(Descriptor):
         davg, dstd = environment_mean_and_deviation(items, self.ntypes, radial_only=radial, protect=protect)
         dtype = self.davg.dtype
         davg = self.davg if cfg.set_davg_zero else davg.astype(dtype)
-        return cast(Self, self.replace(davg=davg, dstd=dstd.astype(dtype)))
+        return self.replace(davg=davg, dstd=dstd.astype(dtype))
 
     def _centre_types(self, graph: Graph) -> Array:
         """(n,): types of the owned atoms; 0 for virtual ones, which models mask."""

@@ -120,9 +120,9 @@ class GraphBuilder:
             na = 2 * na
             extra |= {"virtual": virtual}
             if "aparam" in extra:
-                rows = np.zeros((f * na, extra["aparam"].shape[1]))
-                rows[virtual.real] = extra["aparam"]
-                extra["aparam"] = rows
+                padded = np.zeros((f * na, extra["aparam"].shape[1]))
+                padded[virtual.real] = extra["aparam"]
+                extra["aparam"] = padded
         flat = np.reshape(atype, (f * na,))
         pairs = self._pairs(coord, atype, cell, pbc, numbers)
         rows = list(map(functools.partial(self._select, pairs, f * na), self.requests))

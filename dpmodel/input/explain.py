@@ -90,7 +90,7 @@ def _unknown(root: type[Config], cls: type[Config], parts: list[str], key: str) 
         return f'another spelling of "{spellings[key]}", which is given as well; keep one'
     elsewhere = [place for place, kind in _places(root) if place != (".".join(parts), cls.key) and _has(kind, key)]
     if elsewhere:
-        return f'unknown key; "{key}" belongs to {" or to ".join(_place(*place) for place in dict.fromkeys(elsewhere))}'
+        return f'unknown key; "{key}" belongs to {" or to ".join(_listed(elsewhere))}'
     if key in FOREIGN_KEYS:
         return f"unknown key; it belongs to {FOREIGN_KEYS[key]}, not available in this version"
     close = difflib.get_close_matches(key, [*names, *spellings], n=1)
@@ -98,6 +98,18 @@ def _unknown(root: type[Config], cls: type[Config], parts: list[str], key: str) 
         return f'unknown key; did you mean "{spellings.get(close[0], close[0])}"?'
     offered = [name for name in names if name == "type" or option_of(cls, name).effect == "acts"]
     return f"unknown key; known here: {', '.join(offered)}"
+
+
+def _listed(places: list[tuple[str, str]]) -> list[str]:
+    """Places in words; the kinds of one place are not listed where there are many."""
+    kinds: dict[str, list[str]] = {}
+    for path, kind in dict.fromkeys(places):
+        kinds.setdefault(path, []).append(kind)
+    return [
+        text
+        for path, names in kinds.items()
+        for text in ([_place(path, name) for name in names] if len(names) < 3 else [f"{path} of several types"])
+    ]
 
 
 def _place(path: str, kind: str) -> str:

@@ -145,11 +145,10 @@ def _read_zbl(node: Node) -> ZBLModel:
     parts, output = _read_parts(node)
     if len(parts) != 2 or not isinstance(parts[1], PairTable):
         raise node.fail("'models' should be a model and a pair table")
-    radii = {name: node.number(name) for name in ("sw_rmin", "sw_rmax")}
-    alpha = node.number("smin_alpha", 0.1)
-    if not 0.0 <= radii["sw_rmin"] < radii["sw_rmax"] or alpha <= 0.0:
-        raise node.fail(f"expected 0 <= sw_rmin < sw_rmax and smin_alpha > 0, got {radii} and {alpha}")
-    return ZBLModel(parts=parts, smin_alpha=alpha, **radii, **read_base(node, output))
+    low, high, alpha = node.number("sw_rmin"), node.number("sw_rmax"), node.number("smin_alpha", 0.1)
+    if not 0.0 <= low < high or alpha <= 0.0:
+        raise node.fail(f"expected 0 <= sw_rmin < sw_rmax and smin_alpha > 0, got {low}, {high} and {alpha}")
+    return ZBLModel(parts=parts, smin_alpha=alpha, sw_rmin=low, sw_rmax=high, **read_base(node, output))
 
 
 def _write_parts(op: LinearModel) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def _keys(config: TypedConfig) -> int:
     return 1 if config.type_one_side else 2  # type: ignore[attr-defined]  # an option of the two others
 
 
-def _read(op: type[EnvironmentDescriptor], kind: type[TypedConfig], node: Node) -> EnvironmentDescriptor:
+def _read(op: type[Any], kind: type[TypedConfig], node: Node) -> EnvironmentDescriptor:
     refuse(node, "compress", "reading compressed tables is out of scope; use the model before compression")
     refuse(node, "spin", "spin inside the descriptor belongs to version 1 of the format; use a spin model")
     sel = read_counts(node)
