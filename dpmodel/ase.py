@@ -74,6 +74,10 @@ class Calculator(AseCalculator):
             potential = model
         else:
             potential = load(model, backend, head=head, device=device, compile=compile)
+        if potential.model.output().name != "energy" or potential.model.spin_scales is not None:
+            raise InputError(
+                "the calculator needs a model of energies without spin; use Potential.evaluate for this one"
+            )
         self.potential = potential
         self._types = _type_table(potential, type_dict)
         self._inputs: dict[str, np.ndarray] = {}

@@ -41,8 +41,9 @@ def freeze(file: ModelFile, output: str | Path, *, overrides: Overrides, atomic_
     output, model = Path(output), file.model
     _check_target(output)
     use_own_cache()
-    if not model.output().differentiable:
-        raise InputError(f"freeze: {model.output().name!r} models cannot be frozen in this version, only energies")
+    name, spins = model.output().name, " with spin" * (model.spin_scales is not None)
+    if name != "energy" or spins:
+        raise InputError(f"freeze: {name!r} models{spins} cannot be frozen in this version, only energies without spin")
     if model.message_passing:
         load_ops()
     module = (
