@@ -10,8 +10,9 @@ import pytest
 import dpmodel
 from dpmodel.descriptors import SeAConfig
 from dpmodel.errors import InputError
-from dpmodel.fittings import EnerFittingConfig
+from dpmodel.fittings import DOSFittingConfig, EnerFittingConfig
 from dpmodel.models import StandardModel
+from dpmodel.potential import Potential
 
 ase = pytest.importorskip("ase")
 pytest.importorskip("ase.io")
@@ -180,3 +181,11 @@ def test_paths_and_backends(tmp_path) -> None:
         atoms.get_forces()
     with pytest.raises(InputError, match="loaded already"):
         Calculator(calculator.potential, backend="pt")
+
+
+def test_models_without_energies_are_refused() -> None:
+    section = SeAConfig(sel=(8,), rcut=4.0, neuron=(4,), axis_neuron=2).build(1, ("Cu",), seed=0)
+    net = DOSFittingConfig(numb_dos=3, neuron=(4,)).build(1, section.dim_out, False, seed=0)
+    potential = Potential.from_model(StandardModel.assemble(section, net, ("Cu",)), "numpy")
+    with pytest.raises(InputError, match="a model of energies without spin"):
+        Calculator(potential)
