@@ -56,7 +56,7 @@ class _AttentionConfig(MixedConfig):
 
     def smooth(self) -> bool:
         """Whether attention and types' net vanish with the switch function."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define smooth()")
 
     @property
     def scale(self) -> float:

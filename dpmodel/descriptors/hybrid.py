@@ -111,10 +111,11 @@ class Hybrid(Descriptor):
     def with_statistics(
         self, graphs: Callable[[], Iterable[Graph]], *, protect: float, cache: StatCache | None = None
     ) -> Hybrid:
+        # A cache describes one environment matrix: what it holds may be that of another part, with other options.
         def of(k: int) -> Callable[[], Iterator[Graph]]:
             return lambda: (split_views(graph, self.parts)[k] for graph in graphs())
 
-        parts = [part.with_statistics(of(k), protect=protect, cache=cache) for k, part in enumerate(self.parts)]
+        parts = [part.with_statistics(of(k), protect=protect) for k, part in enumerate(self.parts)]
         return self.replace(parts=tuple(parts))
 
     def call(self, graph: Graph, *, rotation: bool = True) -> Features:

@@ -153,6 +153,9 @@ class DPA2Config(DescriptorConfig, key="dpa2"):
                 f"repformer: axis_neuron = {flow.axis_neuron} must not exceed g1_dim and g2_dim",
             ),
         ]
+        read = not flow.g1_out_mlp or flow.update_g1_has_grrg or flow.update_g1_has_drrd
+        read = read or (flow.update_g1_has_conv and not flow.g1_out_conv)
+        rules.append((read, "repformer: set update_g1_has_grrg or update_g1_has_drrd, or g1_out_mlp to false"))
         lists = [(first.rcut, first.nsel, "repinit"), (flow.rcut, flow.nsel, "repformer")]
         if first.use_three_body:
             lists.append((first.three_body_rcut, first.three_body_sel, "three-body"))

@@ -127,6 +127,10 @@ def _read_parts(node: Node) -> tuple[tuple[Model, ...], Output]:
         missing = sorted(set(node.items("type_map")) - set(part.type_map))
         if missing:
             raise node.fail(f"a part has the types {list(part.type_map)}, which lack {missing}")
+        if part.pair_exclude_types:
+            raise node.fail("a part excludes pairs of types, which is not supported: exclude them in the whole model")
+        if part.type_map != tuple(node.items("type_map")) and any(r.layout == "typed_slots" for r in part.requests()):
+            raise node.fail("a part with neighbours counted by type needs the types of the whole model, in its order")
     return parts, parts[0].output()
 
 
