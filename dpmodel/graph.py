@@ -250,14 +250,18 @@ class TypeGroups(Record):
 class VirtualAtoms(Record):
     """Atoms that stand for the spins of others: each is displaced from its own by the spin times a length of its type."""
 
-    real: Array = axes("pairs", points="atoms")
-    """(s,) integer: rows of the atoms that the user knows."""
-    virtual: Array = axes("pairs", points="atoms")
-    """(s,) integer: rows of the atoms that stand for their spins."""
+    real: Array = axes("pairs", points="nodes")
+    """(p,) integer: rows of the atoms that the user knows; those of owned atoms, behind them those of ghosts."""
+    virtual: Array = axes("pairs", points="nodes")
+    """(p,) integer: rows of the atoms that stand for their spins: owned where the other is, a ghost where it is one."""
     shift: Array = axes("pairs")
-    """(s, 3) float, Å: displacement of the virtual atom."""
+    """(p, 3) float, Å: displacement of the virtual atom."""
     scale: Array = axes("pairs")
-    """(s,) float, Å per unit of spin; 0 for types without spin."""
+    """(p,) float, Å per unit of spin; 0 for types without spin."""
+    frame: Array = axes("pairs", pad=LAST, points="frames")
+    """(p,) integer: frame of every pair."""
+    owned: Array = axes("owned", points="pairs")
+    """(s,) integer: which pairs are of owned atoms, the first s."""
 
 
 class Comm(Record):

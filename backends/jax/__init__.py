@@ -43,7 +43,7 @@ class JaxEvaluator:
             padded = graph_to_jax(pad_graph(graph, self._sizes), self.device)
             outputs = self._run(self._model, padded, forces, atomic)
         frames = {"virial", self._model.output().reduced}
-        rows = n if graph.virtual is None else graph.virtual.real.shape[0]
+        rows = n if graph.virtual is None else graph.virtual.owned.shape[0]
         ghosts = slice(self._sizes["atoms"], self._sizes["atoms"] + m - n)  # behind the padding of the owned atoms
         results = {}
         for key, padded_value in outputs.items():

@@ -277,7 +277,12 @@ def _with_virtual(
     shift = np.reshape(spin, (f, na, 3)) * scale[:, :, None]
     rows = np.reshape(np.arange(f)[:, None] * 2 * na + np.arange(na), (-1,))
     virtual = VirtualAtoms(
-        real=rows, virtual=rows + na, shift=np.reshape(shift, (f * na, 3)), scale=np.reshape(scale, (f * na,))
+        real=rows,
+        virtual=rows + na,
+        shift=np.reshape(shift, (f * na, 3)),
+        scale=np.reshape(scale, (f * na,)),
+        frame=np.repeat(np.arange(f), na),
+        owned=np.arange(f * na),
     )
     kinds = np.where(atype >= 0, atype + len(scales), -1)
     return np.concatenate([coord, coord + shift], axis=1), np.concatenate([atype, kinds], axis=1), virtual

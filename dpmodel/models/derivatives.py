@@ -72,7 +72,7 @@ def edge_derivatives(slope: Array, graph: Graph, *, atomic_virial: bool = False)
     frame = take_rows(graph.frame, graph.centre)
     outputs = {"virial": segment_sum(share, frame, graph.natoms.shape[0])}
     force = segment_sum(slope, graph.centre, m) - segment_sum(slope, graph.neighbour, m)
-    fold = graph.owner is not None and graph.comm is None
+    fold = _folds(graph)
     outputs["force"] = segment_sum(force, graph.owner, n) if fold else force
     if atomic_virial:
         virial = segment_sum(share, graph.neighbour, m)
@@ -80,20 +80,26 @@ def edge_derivatives(slope: Array, graph: Graph, *, atomic_virial: bool = False)
     return outputs
 
 
+def _folds(graph: Graph) -> bool:
+    """Whether shares of ghosts are added to their owners' rows here."""
+    return graph.owner is not None and graph.comm is None
+
+
 def spin_derivatives(found: dict[str, Array], graph: Graph) -> dict[str, Array]:
     """Derivatives of a system with virtual atoms to those of its s atoms and their spins.
 
     A virtual atom moves with its own, and by `scale` times its spin: with F and W its force and virial, the force on the
     atom grows by F and `force_mag` = -dE/d(spin) is F times `scale`; its displacement does not grow with the cell, so
-    that the virial loses F (x) displacement.
+    that the virial loses F (x) displacement. Rows are those of pairs: where shares of ghosts stay, with those of ghosts.
     """
     virtual = graph.virtual
     assert virtual is not None
     xp, force = array_namespace(found["force"]), found["force"]
-    own, other = take_rows(force, virtual.real), take_rows(force, virtual.virtual)
-    scale, shift = as_dtype(virtual.scale, force.dtype), as_dtype(virtual.shift, force.dtype)
+    pairs = (virtual.real, virtual.virtual, virtual.frame, virtual.scale, virtual.shift)
+    real, moved, frame, scale, shift = (take_rows(x, virtual.owned) for x in pairs) if _folds(graph) else pairs
+    own, other = take_rows(force, real), take_rows(force, moved)
+    scale, shift = as_dtype(scale, force.dtype), as_dtype(shift, force.dtype)
     share = xp.reshape(other[:, :, None] * shift[:, None, :], (other.shape[0], 9))
-    frame = take_rows(graph.frame, virtual.real)
     outputs = {
         "force": own + other,
         "force_mag": other * scale[:, None],
@@ -101,5 +107,5 @@ def spin_derivatives(found: dict[str, Array], graph: Graph) -> dict[str, Array]:
     }
     if "atom_virial" in found:
         virial = found["atom_virial"]
-        outputs["atom_virial"] = take_rows(virial, virtual.real) + take_rows(virial, virtual.virtual) - share
+        outputs["atom_virial"] = take_rows(virial, real) + take_rows(virial, moved) - share
     return outputs

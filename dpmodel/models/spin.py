@@ -86,5 +86,6 @@ class SpinModel(Model):
         if virtual is None:
             raise ValueError("this model takes spins: build its graph with them")
         outputs, output = self.backbone(graph), self.output()
-        rows = {key: take_rows(outputs[key], virtual.real) for key in (output.atomic, "mask")}
-        return {**outputs, **rows, "mask_mag": as_dtype(virtual.scale > 0, "int32")[:, None]}
+        real, magnetic = (take_rows(x, virtual.owned) for x in (virtual.real, virtual.scale > 0))
+        rows = {key: take_rows(outputs[key], real) for key in (output.atomic, "mask")}
+        return {**outputs, **rows, "mask_mag": as_dtype(magnetic, "int32")[:, None]}

@@ -400,6 +400,8 @@ def test_virtual_atoms_stand_for_spins():
     virtual = graph.virtual
     assert virtual.real.tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
     assert (virtual.virtual - virtual.real == 4).all()
+    assert virtual.owned.tolist() == list(range(8))
+    assert virtual.frame.tolist() == [0] * 4 + [1] * 4
     flat = atype.reshape(-1)
     assert graph.atype[virtual.real].tolist() == flat.tolist()
     assert graph.atype[virtual.virtual].tolist() == np.where(flat < 0, -1, flat + 2).tolist()

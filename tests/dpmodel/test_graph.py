@@ -47,7 +47,8 @@ def graph_of(seed=0, f=2, na=6):
         aparam=rng.normal(size=(f, na, 1)),
     )
     virtual = VirtualAtoms(
-        real=np.arange(3), virtual=np.arange(3, 6), shift=rng.normal(size=(3, 3)), scale=rng.uniform(size=3)
+        real=np.arange(3), virtual=np.arange(3, 6), shift=rng.normal(size=(3, 3)), scale=rng.uniform(size=3),
+        frame=np.zeros(3, np.int64), owned=np.arange(2),
     )
     return graph.replace(comm=Comm(handle=np.array([7])), virtual=virtual)
 
@@ -71,7 +72,8 @@ def test_leaves_and_their_axes():
         "views.0.0.edge", "views.0.0.mask", "views.0.1.edge", "views.0.1.mask", "views.1.edge", "views.1.mask",
         "views.2.row", "views.2.mask", "views.2.angles.ij", "views.2.angles.ik", "views.2.angles.mask",
         "views.3.row", "views.3.mask", "types.rows.0", "types.rows.1", "types.place",
-        "fparam", "aparam", "virtual.real", "virtual.virtual", "virtual.shift", "virtual.scale", "comm.handle",
+        "fparam", "aparam", "virtual.real", "virtual.virtual", "virtual.shift", "virtual.scale", "virtual.frame",
+        "virtual.owned", "comm.handle",
     ]  # fmt: skip
     found = {path: (leaves[path].axes, leaves[path].points, leaves[path].static) for path in leaves}
     assert found["edge_vec"] == (("edges",), None, (3,))
