@@ -243,7 +243,8 @@ def compare(potential: Potential, batch: Batch, system: str, *, atomic: bool) ->
         if batch.found["virial"] > 0 and "virial" in out and batch.cell is not None:
             side["virial"] = source["virial"]
             side["virial_per_atom"] = source["virial"] / natoms
-            side["stress"] = -source["virial"] / np.abs(np.linalg.det(batch.cell))[:, None]
+            if batch.pbc is True:  # a volume needs three periodic vectors
+                side["stress"] = -source["virial"] / np.abs(np.linalg.det(batch.cell))[:, None]
         if atomic:
             side["atom_energy"] = source["atom_ener" if side is label else "atom_energy"][real]
     return Comparison(system, label, prediction)

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dpmodel.data.dataset import Dataset
-from dpmodel.data.discovery import find_systems
-from dpmodel.data.npy import NpySystem
+from dpmodel.data.discovery import find_systems, open_systems
 from dpmodel.errors import InputError
 from dpmodel.statistics.neighbour import neighbour_statistics, resolve_sel
 
@@ -39,7 +38,7 @@ def type_names(given: Sequence[str]) -> tuple[str, ...]:
 
     Raises InputError where some have one and others have not.
     """
-    systems = [NpySystem.open(path) for path in find_systems(_systems(given))]
+    systems = [system for path in find_systems(_systems(given)) for system in open_systems(path)]
     maps = [system.type_map for system in systems]
     if all(names is None for names in maps):
         largest = max(int(np.max(system.atype)) for system in systems if system.atype is not None)

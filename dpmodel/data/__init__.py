@@ -1,17 +1,18 @@
-"""Training and test data: npy systems, datasets, and the sequence of batches.
+"""Training and test data: systems of every format, datasets, and the sequence of batches.
 
     labels = (labels.ENERGY, labels.FORCE)
     data = Dataset.from_config("water", type_map=["O", "H"], labels=labels)
     sampler = Sampler(data, seed=1)
     batch = sampler.next()
 
-Only NumPy is needed. Units: Å, eV, eV/Å; cell vectors are rows.
+Formats (npy, HDF5, LMDB, extended XYZ) are chosen by `dpmodel.data.discovery`. Units: Å, eV, eV/Å; cell vectors are rows.
 """
 
 from __future__ import annotations
 
 from dpmodel.data import labels
 from dpmodel.data.dataset import Dataset, iterate, statistics_batches
+from dpmodel.data.discovery import find_systems, open_systems
 from dpmodel.data.labels import STANDARD_LABELS, LabelRequest
 from dpmodel.data.npy import NpySystem
 from dpmodel.data.sampler import Sampler
@@ -26,8 +27,10 @@ __all__ = [
     "NpySystem",
     "Sampler",
     "System",
+    "find_systems",
     "iterate",
     "labels",
+    "open_systems",
     "statistics_batches",
     "write_system",
 ]

@@ -1,4 +1,4 @@
-"""One quantity of a system on disk: the npy files of its sets, seen as one array over all frames.
+"""One quantity of a system on disk: the npy files (or HDF5 datasets) of its sets, seen as one array over all frames.
 
 Files are mapped into memory, not read: only the frames that are asked for are copied. At most 256 maps are open at a
 time in the process (each holds a file descriptor), so the number of systems is not limited by `ulimit -n`.
@@ -11,14 +11,18 @@ import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from dpmodel.data.hdf5 import Hdf5Folder
 from dpmodel.data.system import Floats, Integers
 from dpmodel.errors import DataError
 
-__all__ = ["Column", "describe"]
+__all__ = ["Column", "Folder", "describe"]
+
+Folder: TypeAlias = Path | Hdf5Folder
+"""A folder or a file of a system: on the disk, or inside an HDF5 file."""
 
 _CHECK_BYTES = 1 << 24
 """Values are checked in pieces of this size, so that a check needs no memory to speak of."""
@@ -30,22 +34,26 @@ def describe(shape: Sequence[int]) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _map(path: str, stamp: int) -> np.ndarray[Any, Any]:
+def _map(path: Folder, stamp: int) -> Any:
     """The array of a file, mapped. `stamp` is its time of change when it was checked; later changes are an error."""
     if _stamp(path) != stamp:
         raise DataError(f"{path}: the file changed while it was in use; start again, so that it is checked")
+    if isinstance(path, Hdf5Folder):
+        return path.rows()
     # Not numpy.load, which opens what begins as a zip archive or a pickle, whatever its name.
     return np.asarray(np.lib.format.open_memmap(path, mode="r"))
 
 
-def _stamp(path: str) -> int:
-    return Path(path).stat().st_mtime_ns
+def _stamp(path: Folder) -> int:
+    return path.stat().st_mtime_ns
 
 
-def _open(path: str) -> np.ndarray[Any, Any]:
+def _open(path: Folder) -> Any:
     """The mapped array of a file that may be anything. Raises DataError."""
     try:
         array = _map(path, _stamp(path))
+    except DataError:
+        raise
     except (OSError, ValueError, EOFError, SyntaxError, TypeError, MemoryError, TokenError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
@@ -61,7 +69,7 @@ def _open(path: str) -> np.ndarray[Any, Any]:
 class Column:
     """A quantity over all frames of a system. Make one with `Column.open`."""
 
-    paths: tuple[str, ...]
+    files: tuple[Folder, ...]
     stamps: tuple[int, ...]
     starts: Integers
     """(nsets + 1,): number of the first frame of every set, and the number of all frames."""
@@ -71,7 +79,7 @@ class Column:
     @classmethod
     def open(
         cls,
-        paths: Sequence[Path],
+        paths: Sequence[Folder],
         size: int,
         frames: Sequence[int] | None,
         what: str,
@@ -86,7 +94,7 @@ class Column:
         legal = {(size,), (size // 3, 3), shape if size != 1 else ()}
         counts = []
         for k, path in enumerate(paths):
-            came = _open(str(path)).shape
+            came = _open(path).shape
             wanted = frames[k] if frames is not None else (came[0] if came else 0)
             same = bool(came) and came[1:] in legal and int(np.prod(came[1:], dtype=np.int64)) == size
             if not same or came[0] != wanted:
@@ -94,17 +102,27 @@ class Column:
                 raise DataError(f"{path}: expected shape {number} x {size} ({what}), found {describe(came)}")
             counts.append(wanted)
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        stamps = tuple(_stamp(str(path)) for path in paths)
-        return cls(paths=tuple(map(str, paths)), stamps=stamps, starts=starts, size=size)
+        stamps = tuple(_stamp(path) for path in paths)
+        return cls(files=tuple(paths), stamps=stamps, starts=starts, size=size)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Names of the files, for messages."""
+        return tuple(map(str, self.files))
+
+    @property
+    def nframes(self) -> int:
+        """Number of frames."""
+        return int(self.starts[-1])
 
     def pieces(self) -> Iterator[tuple[str, int, np.ndarray[Any, Any]]]:
         """(path, index of the first frame within the file, (k, size) values as stored), in order, in small pieces."""
-        for path, stamp in zip(self.paths, self.stamps, strict=True):
+        for path, stamp in zip(self.files, self.stamps, strict=True):
             array = _map(path, stamp)
             step = max(1, _CHECK_BYTES // max(1, self.size * array.dtype.itemsize))
             for start in range(0, array.shape[0], step):
                 part = array[start : start + step]
-                yield path, start, part.reshape(part.shape[0], self.size)
+                yield str(path), start, part.reshape(part.shape[0], self.size)
 
     def check_finite(self) -> None:
         """Raise DataError naming the first frame that holds NaN or infinity."""
@@ -126,13 +144,13 @@ class Column:
     def read(self, frames: Integers, dtype: str) -> Floats:
         """(f, size): the frames with these indices, converted."""
         out = np.empty((len(frames), self.size), dtype)
-        if len(self.paths) == 1:
-            array = _map(self.paths[0], self.stamps[0])
+        if len(self.files) == 1:
+            array = _map(self.files[0], self.stamps[0])
             out[...] = array[frames].reshape(out.shape)
             return out
         member = np.searchsorted(self.starts, frames, side="right") - 1
         for k in np.unique(member):
             chosen = member == k
-            rows = _map(self.paths[k], self.stamps[k])[frames[chosen] - self.starts[k]]
+            rows = _map(self.files[k], self.stamps[k])[frames[chosen] - self.starts[k]]
             out[chosen] = rows.reshape(-1, self.size)
         return out

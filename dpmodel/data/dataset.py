@@ -15,9 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dpmodel.data.discovery import find_systems
+from dpmodel.data.discovery import find_systems, open_systems
 from dpmodel.data.labels import LabelLike, LabelRequest, as_request
-from dpmodel.data.npy import NpySystem
 from dpmodel.data.pairs import too_close
 from dpmodel.data.plan import Probabilities, batch_sizes, probabilities, total_batches
 from dpmodel.data.system import Batch, Integers, System
@@ -68,7 +67,9 @@ class Dataset:
         """
         paths = find_systems(systems, rglob_patterns, base)
         _warn_of_duplicates(paths)
-        found: list[System] = [NpySystem.open(path, type_map, labels, sort_atoms=sort_atoms) for path in paths]
+        found: list[System] = [
+            system for path in paths for system in open_systems(path, type_map, labels, sort_atoms=sort_atoms)
+        ]
         sizes = batch_sizes(batch_size, [system.natoms for system in found])
         left_out = [system.path for system, size in zip(found, sizes, strict=True) if size is None]
         if left_out:
@@ -113,11 +114,12 @@ class Dataset:
         known = {request.name: request for request in self.labels}
         for name in wanted:
             if not any(self.found(name)):
-                files = known[name].files if name in known else (f"{name}.npy",)
+                request = known.get(name, LabelRequest(name=name))
+                first = self.systems[0]
                 raise DataError(
                     f"the loss needs the label {name!r}, but none of the {len(self.systems)} systems has "
-                    f"{' or '.join(files)} in its set.* folders (first: {self.systems[0].path}). "
-                    f"Add the files, or set the prefactors of that term to 0"
+                    f"{first.place_of(request)} (first: {first.path}). "
+                    f"Add them, or set the prefactors of that term to 0"
                 )
 
     def summary(self, title: str = "training") -> str:
@@ -128,7 +130,8 @@ class Dataset:
         rows = zip(self.systems, self.batch_sizes, self.nbatches(), self.probabilities, strict=True)
         for system, size, count, share in rows:
             path = system.path if len(system.path) <= _PATH_WIDTH else "..." + system.path[3 - _PATH_WIDTH :]
-            pbc = "T" if system.pbc else "F"
+            sides = system.pbc if isinstance(system.pbc, tuple) else (system.pbc,)
+            pbc = "".join("T" if periodic else "F" for periodic in sides)
             lines.append(f"{path:>{_PATH_WIDTH}}  {system.natoms:7d}  {size:6d}  {count:6d}  {share:9.3e}  {pbc:>3}")
         return "\n".join([*lines, "-" * len(columns)])
 

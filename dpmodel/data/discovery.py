@@ -1,15 +1,25 @@
-"""From what an input file says under `systems` to the folders that hold data."""
+"""From what an input file says under `systems` to data systems. Here, and only here, a path decides which reader it is.
+
+folder                   deepmd/npy: searched for folders with `type.raw`
+x.h5, x.hdf5[#/group]    HDF5: searched for groups with `type.raw`
+x.lmdb, folder/data.mdb  LMDB
+x.xyz, x.extxyz          extended XYZ
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dpmodel.data.npy import is_system
+from dpmodel.data.frames import FrameSystem
+from dpmodel.data.hdf5 import Hdf5Folder, find_groups, is_hdf5, split_name
+from dpmodel.data.labels import LabelLike, LabelRequest
+from dpmodel.data.npy import NpySystem, is_system
 from dpmodel.errors import DataError, InputError
 
-__all__ = ["find_systems"]
+__all__ = ["find_systems", "open_systems"]
 
 
 def find_systems(
@@ -17,14 +27,14 @@ def find_systems(
     rglob_patterns: Sequence[str] | None = None,
     base: str | Path | None = None,
 ) -> list[Path]:
-    """Folders with `type.raw`, in the order of `systems`, those below one folder sorted by path.
+    """Paths for `open_systems`, in the order of `systems`, those below one folder or file sorted by path.
 
-    systems: one folder, which is searched with everything below it; or a list, whose entries are systems themselves or
-    folders to search. rglob_patterns: look below the folders for these patterns instead (as in `pathlib.Path.rglob`).
+    systems: one path, or a list; folders and HDF5 files are searched with everything below them, unless an entry of a
+    list is a system itself. HDF5, LMDB and XYZ files are named themselves: a search of folders finds npy systems.
+    rglob_patterns: look below the folders for these patterns instead (as in `pathlib.Path.rglob`); they find all kinds.
     base: where relative paths start (None: the working directory).
 
-    Raises DataError where a path does not exist or nothing is found, and for formats that are not available yet;
-    InputError for patterns that are none.
+    Raises DataError where a path does not exist or nothing is found; InputError for patterns that are none.
     """
     single = isinstance(systems, str | Path)
     entries: list[str | Path] = [systems] if isinstance(systems, str | Path) else list(systems)
@@ -33,8 +43,10 @@ def find_systems(
     found: list[Path] = []
     for entry in entries:
         root = Path(base or "") / Path(entry).expanduser()
-        _check_folder(root, base)
-        if rglob_patterns is not None:
+        kind = _kind(root)
+        if kind is not None:
+            here = _below(root, kind, single=single)
+        elif _is_folder(root, base) and rglob_patterns is not None:
             here = _match(root, rglob_patterns)
         elif not single and is_system(root):
             here = [root]
@@ -42,22 +54,76 @@ def find_systems(
             here = sorted(_walk(root))
         if not here:
             how = "type.raw" if rglob_patterns is None else f"type.raw matching {list(rglob_patterns)}"
-            raise DataError(f"{root}: expected a data system or a folder that contains some; found none with {how}")
+            raise DataError(
+                f"{root}: expected a data system or a folder that contains some; found none with {how}. "
+                f"HDF5, LMDB and XYZ files must be named themselves"
+            )
         found += here
     return found
 
 
-def _check_folder(root: Path, base: str | Path | None) -> None:
-    """Raise DataError for formats that are not available yet, and for what is no folder."""
-    text = str(root)
-    if root.suffix == ".lmdb" or (root / "data.mdb").exists():
-        raise DataError(f"{root}: LMDB data sets are not available yet in this version; give folders of npy files")
-    if "#" in text or root.suffix in (".h5", ".hdf5"):
-        raise DataError(f"{root}: HDF5 data systems are not available yet in this version; give folders of npy files")
+def open_systems(
+    path: str | Path,
+    type_map: Sequence[str] | None = None,
+    labels: Sequence[LabelLike | LabelRequest] = (),
+    *,
+    sort_atoms: bool = True,
+) -> list[FrameSystem]:
+    """The systems of one path of `find_systems`: LMDB and XYZ files may hold several. Arguments: `NpySystem.open`.
+
+    Raises DataError, and InputError where a package is missing that the format needs.
+    """
+    root = Path(path)
+    kind = _kind(root)
+    if kind == "hdf5":
+        return [NpySystem.open(group, type_map, labels, sort_atoms=sort_atoms) for group in _groups(root, single=False)]
+    if kind is None:
+        return [NpySystem.open(root, type_map, labels, sort_atoms=sort_atoms)]
+    try:
+        # With packages that need not be there.
+        module = importlib.import_module(f"dpmodel.data.{kind}")
+    except ImportError as problem:
+        raise InputError(f"{path}: {problem}") from problem
+    found: list[FrameSystem] = getattr(module, f"open_{kind}")(root, type_map, labels, sort_atoms=sort_atoms)
+    return found
+
+
+def _kind(path: Path) -> str | None:
+    """ "hdf5", "lmdb", "xyz", or None: folders of npy files."""
+    suffix = path.suffix.lower()
+    if suffix == ".lmdb" or path.name == "data.mdb" or (path / "data.mdb").exists():
+        return "lmdb"
+    if path.is_dir():
+        return None
+    if suffix in (".xyz", ".extxyz"):
+        return "xyz"
+    return "hdf5" if is_hdf5(path) else None
+
+
+def _groups(path: Path, *, single: bool) -> list[Hdf5Folder]:
+    """The group itself where it is a system (and not to be searched), else the systems at or below it."""
+    named = Hdf5Folder(*split_name(path))
+    return [named] if not single and named.file.is_file() and is_system(named) else find_groups(path)
+
+
+def _below(root: Path, kind: str, *, single: bool = False) -> list[Path]:
+    """Paths of systems in a file."""
+    if kind == "hdf5":
+        return [Path(str(group)) for group in _groups(root, single=single)]
+    if not root.exists():
+        raise DataError(f"{root}: no such file")
+    return [root.parent if root.name == "data.mdb" else root]
+
+
+def _is_folder(root: Path, base: str | Path | None) -> bool:
+    """True, or DataError for what is none."""
     if not root.exists():
         raise DataError(f"{root}: no such folder (relative paths start at {Path(base or os.curdir).resolve()})")
     if not root.is_dir():
-        raise DataError(f"{root}: expected a folder, found a file")
+        raise DataError(
+            f"{root}: expected a folder, or a file named .h5, .hdf5, .lmdb, .xyz or .extxyz; found a file of another name"
+        )
+    return True
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -75,7 +141,7 @@ def _walk(root: Path) -> Iterator[Path]:
 
 def _match(root: Path, patterns: Sequence[str]) -> list[Path]:
     """Systems below `root` that match a pattern, each once, sorted."""
-    found: set[Path] = set()
+    found: dict[Path, None] = {}
     for pattern in patterns:
         try:
             matches = list(root.rglob(pattern))
@@ -83,5 +149,10 @@ def _match(root: Path, patterns: Sequence[str]) -> list[Path]:
             raise InputError(
                 f"rglob_patterns: expected patterns such as 'train_*', got {pattern!r} ({error})"
             ) from None
-        found.update(path for path in matches if is_system(path))
+        for path in matches:
+            kind = _kind(path)
+            if kind is not None:
+                found.update(dict.fromkeys(_below(path, kind)))
+            elif path.is_dir() and is_system(path):
+                found[path] = None
     return sorted(found)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpmodel.data.system import Batch, Floats, Integers, System
+from dpmodel.geometry.cells import make_lattice
 
 __all__ = ["too_close"]
 
@@ -27,13 +28,17 @@ def _frame_too_close(batch: Batch, distance: float) -> bool:
     x = batch.coord[0][batch.atype[0] >= 0]
     if batch.cell is None:
         return any(_closer(x[i : i + 1], x[:i], distance) for i in range(1, len(x)))
-    cell = batch.cell[0]
+    sides = batch.pbc if isinstance(batch.pbc, tuple) else (True, True, True)
+    lattice = make_lattice(batch.cell[0], sides)
+    if lattice is None:  # some side is periodic, or there would be no cell
+        raise AssertionError
+    cell = lattice.vectors
     inverse = np.linalg.inv(cell)
     # Rows of the cell are vectors, so columns of its inverse are normals over face distances.
     width = 1.0 / np.linalg.norm(inverse, axis=0)
     fraction = x @ inverse
     # |image| < d means |fraction along a| < d / width_a: the nearest image, and in small cells some beyond it.
-    reach = [int(np.floor(distance / w + 0.5)) for w in width]
+    reach = [int(np.floor(distance / w + 0.5)) if side else 0 for w, side in zip(width, sides, strict=True)]
     shifts = np.array(list(itertools.product(*(range(-r, r + 1) for r in reach))), np.float64)
     own = shifts[np.any(shifts != 0, axis=1)] @ cell
     if len(own) and _closer(np.zeros((1, 3)), own, distance):
@@ -42,7 +47,7 @@ def _frame_too_close(batch: Batch, distance: float) -> bool:
     for start in range(0, len(x), step):
         rows: Integers = np.arange(start, min(start + step, len(x)))
         between: Floats = fraction[rows, None, :] - fraction[None, :, :]  # (k, n, 3)
-        between -= np.round(between)
+        between -= np.where(sides, np.round(between), 0.0)
         vector = (between[:, :, None, :] + shifts) @ cell  # (k, n, s, 3)
         square = np.min(np.sum(vector * vector, axis=-1), axis=-1)
         square[np.arange(len(rows)), rows] = np.inf

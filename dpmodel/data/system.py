@@ -1,22 +1,26 @@
 """`Batch`: frames on their way into a model; `System`: where they come from.
 
-A system is a set of frames with one number of atoms, one kind of boundary and the same labels. Formats other than
-npy folders become further classes that answer to `System`; datasets and samplers do not know the difference.
+A system is a set of frames with one number of atoms, one kind of boundary and the same labels. Each format of data is
+a class that answers to `System` (`dpmodel.data.discovery` chooses); datasets and samplers do not know the difference.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Batch", "Floats", "Integers", "System"]
+from dpmodel.data.labels import LabelRequest
+
+__all__ = ["Batch", "Boundaries", "Floats", "Integers", "System"]
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.int64]
+Boundaries: TypeAlias = bool | tuple[bool, bool, bool]
+"""True: periodic. False: open. Three flags: one per cell vector, neither all True nor all False."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,8 +36,8 @@ class Batch:
     """(f, n): types as the model counts them; -1 is a virtual atom (padding)."""
     cell: Floats | None
     """(f, 3, 3) float64, Å, rows are cell vectors; None: open boundaries."""
-    pbc: bool
-    """False: open boundaries."""
+    pbc: Boundaries
+    """False: open boundaries; three flags: periodic along some of the cell vectors."""
     labels: dict[str, Floats]
     """By name, shapes as in `LabelRequest`: (f, *shape), (f, n, *shape) or (f, 3n, 3n)."""
     found: dict[str, float]
@@ -73,8 +77,8 @@ class System(Protocol):
         ...
 
     @property
-    def pbc(self) -> bool:
-        """Whether frames are periodic."""
+    def pbc(self) -> Boundaries:
+        """Whether frames are periodic, or along which cell vectors."""
         ...
 
     @property
@@ -85,6 +89,10 @@ class System(Protocol):
     @property
     def copies(self) -> Integers | None:
         """(nframes,) how often each frame counts in training; None: once."""
+        ...
+
+    def place_of(self, request: LabelRequest) -> str:
+        """Where the system would have that label, for messages."""
         ...
 
     def batch(self, frames: Integers, index: int = 0) -> Batch:

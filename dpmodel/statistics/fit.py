@@ -51,7 +51,7 @@ def fit_statistics(
         for batch in batches:
             cell = batch.cell if batch.pbc else None
             try:
-                graph = builder.build(batch.coord, batch.atype, cell, numbers=batch.frames.tolist())
+                graph = builder.build(batch.coord, batch.atype, cell, pbc=batch.pbc, numbers=batch.frames.tolist())
             except InputError as problem:
                 path = dataset.systems[batch.system].path
                 raise DataError(f"{path}, {problem} (atoms are counted sorted by type)") from problem

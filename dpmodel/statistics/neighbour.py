@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from dpmodel.data.dataset import Dataset
-from dpmodel.data.npy import NpySystem
+from dpmodel.data.frames import FrameSystem
 from dpmodel.data.system import Batch
 from dpmodel.errors import DataError, InputError
 from dpmodel.geometry.build import neighbour_counts
@@ -93,7 +93,7 @@ def _batches(dataset: Dataset) -> Iterator[Batch]:
 
 def _count_types(dataset: Dataset) -> int:
     """The length of the systems' common type map; without one, the largest type and one."""
-    maps = [system.type_map for system in dataset.systems if isinstance(system, NpySystem) and system.type_map]
+    maps = [system.type_map for system in dataset.systems if isinstance(system, FrameSystem) and system.type_map]
     if maps:
         return max(map(len, maps))
     return 1 + max(int(np.max(batch.atype)) for batch in _batches(dataset))

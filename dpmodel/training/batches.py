@@ -37,7 +37,7 @@ def prepare(batch: Batch, builder: GraphBuilder, atomic: frozenset[str], path: s
     try:
         if "charge_spin" in given:
             check_charge_spin(given["charge_spin"], "charge_spin")
-        graph = builder.build(batch.coord, batch.atype, cell, numbers=batch.frames.tolist(), **given)
+        graph = builder.build(batch.coord, batch.atype, cell, pbc=batch.pbc, numbers=batch.frames.tolist(), **given)
     except InputError as problem:
         raise DataError(f"{path or 'a system'}, {problem} (atoms are counted sorted by type)") from problem
     labels = {}

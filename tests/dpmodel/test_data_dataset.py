@@ -76,9 +76,10 @@ def test_what_is_no_data_is_refused(folder, tmp_path):
         ("nothing", r"nothing: no such folder"),
         ("empty", r"empty: expected a data system"),
         ("file", "found a file"),
-        ("x.lmdb", "LMDB .* not available yet"),
-        ("x.h5", "HDF5 .* not available yet"),
-        ("x.hdf5#/group", "HDF5 .* not available yet"),
+        ("x.lmdb", r"x\.lmdb: expected an LMDB folder"),
+        ("x.h5", r"x\.h5: expected an HDF5 file, found no such file"),
+        ("x.hdf5#/group", r"x\.hdf5: expected an HDF5 file, found no such file"),
+        ("x.xyz", r"x\.xyz: no such file"),
     ):
         for systems in (entry, [str(folder / "b"), entry]):
             with pytest.raises(DataError, match=message):

@@ -1,0 +1,157 @@
+"""Extended XYZ files, read with ASE: `data.xyz`, `data.extxyz`, any number of frames of any composition.
+
+    3
+    Lattice="9 0 0 0 9 0 0 0 9" Properties=species:S:1:pos:R:3:forces:R:3 energy=-1.5 pbc="T T F"
+    O 0.0 0.0 0.0 0.1 0.0 0.0
+    ...
+
+Labels are found by name: `energy`, `forces` (or `force`), `virial`, `dipole`, and any other array of the frame or of the
+atoms. Without `virial` it comes from `stress` (eV/Å^3, ASE's sign): virial = -volume * stress. Files are held in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpmodel.data.frames import FrameSystem, MemoryColumn, Values, check_copies
+from dpmodel.data.grouping import Group, Grouping, key_of
+from dpmodel.data.labels import LabelLike, LabelRequest, as_request
+from dpmodel.data.types import translation
+from dpmodel.errors import DataError
+
+try:
+    from ase.io import iread
+except ModuleNotFoundError as _problem:
+    raise ImportError(f'XYZ data needs ASE ({_problem}): pip install "dpmodel[ase]"') from _problem
+
+__all__ = ["XyzSystem", "open_xyz"]
+
+_VOIGT = np.array([0, 5, 4, 5, 1, 3, 4, 3, 2])
+"""Places of xx, xy, xz, yx, ... in the order xx, yy, zz, yz, xz, xy."""
+
+
+class XyzSystem(FrameSystem):
+    """Frames of an XYZ file that belong together."""
+
+    def place_of(self, request: LabelRequest) -> str:
+        names = " or ".join(request.stem)
+        return f"the property {names}" if request.atomic else f"{names}=... in the comment lines"
+
+
+def open_xyz(
+    path: str | Path,
+    type_map: Sequence[str] | None = None,
+    labels: Sequence[LabelLike | LabelRequest] = (),
+    *,
+    sort_atoms: bool = True,
+) -> list[FrameSystem]:
+    """The systems of a file, in the order of their first frames; arguments as for `NpySystem.open`. Raises DataError."""
+    frames = _read(Path(path))
+    symbols = list(dict.fromkeys(symbol for atoms in frames for symbol in atoms.get_chemical_symbols()))
+    table, names = translation(symbols, type_map, path)
+    grouping = Grouping(str(path), table, names, tuple(as_request(label) for label in labels))
+    numbers = {symbol: k for k, symbol in enumerate(symbols)}
+    arrays = []
+    for number, atoms in enumerate(frames):
+        arrays.append(_arrays(atoms, numbers))
+        grouping.add(number, arrays[-1], atoms.pbc)
+    groups = grouping.ordered()
+    return [_system(arrays, group, grouping, sort_atoms, alone=len(groups) == 1) for group in groups]
+
+
+def _system(
+    arrays: Sequence[dict[str, Any]], group: Group, grouping: Grouping, sort_atoms: bool, *, alone: bool
+) -> FrameSystem:
+    members = [arrays[number] for number in group.frames]
+
+    def column(name: str) -> Values:
+        return MemoryColumn(np.stack([np.reshape(frame[name], -1) for frame in members]))
+
+    columns = {"coord": column("coord")}
+    if group.pbc:
+        columns["box"] = column("box")
+    table, atype, order = grouping.table, None, np.arange(group.natoms)
+    if group.mixed:
+        columns["real_atom_types"] = column("atype")
+    else:
+        atype = group.first if table is None else table[group.first]
+        order = np.argsort(atype, kind="stable") if sort_atoms else order
+        atype = atype[order]
+    for request in grouping.requests:
+        if request.name in group.found:
+            columns[request.name] = column(key_of(members[0], request) or request.name)
+    copies = np.asarray(group.copies)
+    return XyzSystem(
+        path=group.name(grouping.path, alone=alone), type_map=grouping.names, natoms=group.natoms, pbc=group.pbc,
+        order=order, atype=atype, labels=grouping.requests, columns=columns, table=table,
+        found={request.name: float(request.name in group.found) for request in grouping.requests},
+        copies=None if np.all(copies == 1) else check_copies(copies, f"{grouping.path}, numb_copy"),
+    )  # fmt: skip
+
+
+def _read(path: Path) -> list[Any]:
+    """All frames. Raises DataError for anything that is no complete XYZ file."""
+    expected = _count(path)
+    try:
+        frames = list(iread(path, index=":", format="extxyz"))
+    except Exception as error:  # noqa: BLE001  # ASE raises whatever its parsers meet
+        raise DataError(
+            f"{path}: expected a complete extended XYZ file with chemical symbols, but ASE cannot read it "
+            f"({type(error).__name__}: {error})"
+        ) from None
+    if len(frames) != expected:
+        raise DataError(f"{path}: expected {expected} frames by their first lines, ASE reads {len(frames)}")
+    return frames
+
+
+def _count(path: Path) -> int:
+    """Number of frames, by their first lines: ASE ends at an empty line, whatever follows."""
+    count = 0
+    try:
+        with path.open(encoding="utf-8") as stream:
+            for line in stream:
+                word = line.strip()
+                if word.startswith("VEC") and count:
+                    continue
+                if not word:
+                    if any(rest.strip() for rest in stream):
+                        raise DataError(f"{path}: there is an empty line after frame {count - 1}; remove it")
+                    break
+                if not word.isdecimal() or int(word) < 1:
+                    raise DataError(f"{path}: expected the number of atoms at the start of frame {count}, got {word!r}")
+                for k in range(int(word) + 1):
+                    if not next(stream, ""):
+                        raise DataError(f"{path}: frame {count} is incomplete: {k} of {int(word) + 1} lines are there")
+                count += 1
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: expected a readable XYZ file ({error})") from None
+    return count
+
+
+def _arrays(atoms: Any, numbers: dict[str, int]) -> dict[str, Any]:
+    """Everything of a frame that is numbers, by name."""
+    results = {} if atoms.calc is None else atoms.calc.results
+    found: dict[str, Any] = {}
+    for source in (atoms.info, atoms.arrays, results):
+        for name, value in source.items():
+            try:
+                array = np.asarray(value)
+            except ValueError:  # lists of lists of different lengths are notes
+                continue
+            if name not in ("numbers", "positions") and array.dtype.kind in "fiub" and not isinstance(value, bool):
+                found[name] = array
+    cell = np.asarray(atoms.cell.array)
+    found |= {
+        "coord": atoms.positions, "box": cell,
+        "atype": np.array([numbers[symbol] for symbol in atoms.get_chemical_symbols()], np.int64),
+    }  # fmt: skip
+    volume = float(np.abs(np.linalg.det(cell)))
+    if "virial" not in found and "virials" not in found and "stress" in found and volume > 0:
+        stress = np.reshape(found["stress"], -1)
+        # Of another size it is refused as a virial would be.
+        found["virial"] = -volume * (stress[_VOIGT] if stress.size == 6 else stress)
+    return found
