@@ -20,6 +20,7 @@ import numpy as np
 from dpmodel.errors import BackendError
 from dpmodel.graph import Graph
 from dpmodel.models.base import Model
+from dpmodel.models.curvature import HessianRequest
 from dpmodel.models.derivatives import predict
 
 __all__ = [
@@ -73,10 +74,13 @@ EXPORTER = "pt_expt"
 class Evaluator(Protocol):
     """A model made ready on a backend."""
 
-    def __call__(self, graph: Graph, *, forces: bool, atomic: bool) -> dict[str, np.ndarray]:
+    def __call__(
+        self, graph: Graph, *, forces: bool, atomic: bool, hessian: HessianRequest | None = None
+    ) -> dict[str, np.ndarray]:
         """Outputs for a graph of NumPy arrays: flat per-atom arrays, per-frame arrays, all NumPy.
 
-        forces: `force`, `virial` as well; atomic: `atom_virial` too.
+        forces: `force`, `virial` as well; atomic: `atom_virial` too; hessian: `hessian` too (with forces).
+        Raises BackendError for what the evaluator does not have.
         """
 
     def model(self) -> Model:
@@ -144,8 +148,10 @@ class _NumpyEvaluator:
     def __init__(self, model: Model) -> None:
         self._model = model
 
-    def __call__(self, graph: Graph, *, forces: bool, atomic: bool) -> dict[str, np.ndarray]:
-        if forces:
+    def __call__(
+        self, graph: Graph, *, forces: bool, atomic: bool, hessian: HessianRequest | None = None
+    ) -> dict[str, np.ndarray]:
+        if forces or hessian is not None:
             raise BackendError("the numpy backend has no derivatives: use backend='pt' or 'jax', or forces=False")
         return predict(self._model, graph, None)
 

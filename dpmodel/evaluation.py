@@ -11,7 +11,7 @@ from dpmodel.backend import Evaluator
 from dpmodel.errors import InputError
 from dpmodel.fittings.base import Output
 from dpmodel.graph import Angles, Edges, Graph, Leaf, Slots, TypeGroups, map_leaves
-from dpmodel.models import Model
+from dpmodel.models import HessianRequest, Model
 
 __all__ = ["assemble_frames", "atoms_per_call", "evaluate_graph", "select_centres"]
 
@@ -30,9 +30,15 @@ def atoms_per_call(model: Model) -> int:
 
 
 def evaluate_graph(
-    evaluator: Evaluator, graph: Graph, model: Model, *, forces: bool, atomic: bool, size: int
+    evaluator: Evaluator, graph: Graph, model: Model, *, forces: bool, atomic: bool, size: int, hessian: bool = False
 ) -> dict[str, np.ndarray]:
-    """Flat outputs of a graph (NumPy), `size` centres at a time where the model is local."""
+    """Flat outputs of a graph (NumPy), `size` centres at a time where the model is local.
+
+    hessian: second derivatives too, of the graph as a whole and so many columns at a time that they fit.
+    """
+    if hessian:
+        request = HessianRequest.of(graph, atoms_per_call=size)
+        return evaluator(graph, forces=True, atomic=atomic, hessian=request)
     n, m = graph.frame.shape[0], graph.atype.shape[0]
     if n <= size or model.message_passing or graph.virtual is not None:
         return evaluator(graph, forces=forces, atomic=atomic)
@@ -124,6 +130,8 @@ def assemble_frames(
     for key, value in flat.items():
         if key in (output.reduced, "virial"):
             out[key] = value
+        elif key == "hessian":
+            out[key] = value.reshape(nf, 3 * na, 3 * na)
         elif atomic or key in ("force", "force_mag", "mask_mag"):
             out[key] = value.reshape(nf, na, *value.shape[1:])
     return {

@@ -57,7 +57,7 @@ def _load_artefact(path: Path, backend: str | None, device: str | None, *, compi
         raise InputError(f"compile=True: {path} is compiled already; leave it out")
     exporter = get_exporter(backend)
     file, evaluator = exporter.open_artefact(path, device=device)
-    return Potential(file, exporter, evaluator, without=evaluator.without)
+    return Potential(file, exporter, evaluator, without=(*evaluator.without, "hessian"))
 
 
 def freeze(
@@ -145,7 +145,7 @@ class Potential:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Keys that `evaluate` can return on this backend."""
+        """Keys that `evaluate` can return on this backend without being asked for `hessian`."""
         output = self._model.output()
         keys = [output.reduced, output.atomic, "mask"]
         if output.differentiable and self.backend.has_gradients:
@@ -184,18 +184,19 @@ class Potential:
             forces: None: where the backend has derivatives.
             atomic: add per-atom values, per-atom virials and `mask`.
             atomic_virial: False: leave out per-atom virials, which artefacts may lack; None or True: as `atomic` says.
-            hessian: not available yet.
+            hessian: add second derivatives of the energy. It takes 3 na times as long as forces; positive sign.
 
         Returns:
             float64 arrays: `energy` (nf, 1) eV, `force` (nf, na, 3) eV/Å, `virial` (nf, 9) eV;
             atomic: `atom_energy` (nf, na, 1), `atom_virial` (nf, na, 9), `mask` (nf, na) integer.
+            hessian: `hessian` (nf, 3 na, 3 na) eV/Å^2, rows and columns atom by atom; spins stay as they are.
 
         Raises:
             InputError: shapes, types, coordinates or cells that cannot be evaluated.
-            BackendError: forces=True on a backend without derivatives.
+            BackendError: forces=True or hessian=True on a backend without derivatives, or hessian=True of compiled code.
         """
         if hessian:
-            raise InputError("hessian=True: this model has no Hessian output; leave it out")
+            self._check_hessian()
         forces = self._with_forces(forces)
         frames = _Frames.read(coord, atype, box, self.type_map, check_pbc(pbc))
         parameters = {
@@ -227,9 +228,26 @@ class Potential:
             graph = self._builder.build(
                 frames.coord[part], frames.atype[part], cell, pbc=pbc, numbers=range(part.start, part.stop), **given
             )
-            flat = evaluate_graph(self._evaluator, graph, self._model, forces=forces, atomic=virials, size=size)
+            flat = evaluate_graph(
+                self._evaluator, graph, self._model, forces=forces, atomic=virials, size=size, hessian=hessian
+            )
             parts.append(assemble_frames(flat, frames.coord[part].shape[:2], self._model.output(), atomic=atomic))
-        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        left_out = () if forces else ("force", "virial", "atom_virial", "force_mag")
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0] if key not in left_out}
+
+    def _check_hessian(self) -> None:
+        """Raise where there are no Hessians."""
+        name = self._model.output().name
+        if name != "energy":
+            raise InputError(f"hessian=True: a Hessian is of energies, and this model predicts {name!r}; leave it out")
+        if not self.backend.has_gradients:
+            raise BackendError(
+                f"hessian=True: the {self.backend.name} backend has no derivatives: use backend='pt' or 'jax'"
+            )
+        if "hessian" in self._without:
+            raise BackendError(
+                "hessian=True: compiled models (.pt2) have no Hessian; load the model file that was frozen"
+            )
 
     def _with_forces(self, forces: bool | None) -> bool:
         """What `forces` means here. Raises where derivatives were asked for and cannot be had."""

@@ -11,9 +11,9 @@ from dpmodel.backend import Evaluator
 from dpmodel.errors import BackendError
 from dpmodel.geometry.padding import Sizes, bucket_sizes, pad_graph
 from dpmodel.graph import Graph
-from dpmodel.models import Model, predict
+from dpmodel.models import HessianRequest, Model, predict
 
-from .bridge import double_precision, from_jax, graph_to_jax, jax_gradient, to_jax
+from .bridge import double_precision, from_jax, graph_to_jax, jax_curvature, jax_gradient, to_jax
 from .overrides import OVERRIDES
 
 __all__ = ["BACKEND", "OVERRIDES", "JaxBackend", "JaxEvaluator"]
@@ -27,21 +27,28 @@ class JaxEvaluator:
         self._sizes: Sizes | None = None
         self._traces = 0
 
-        def traced(model: Any, graph: Graph, forces: bool, atomic: bool) -> dict[str, jax.Array]:
+        def traced(
+            model: Any, graph: Graph, forces: bool, atomic: bool, hessian: HessianRequest | None
+        ) -> dict[str, jax.Array]:
             self._traces += 1  # runs once per new shape, when JAX traces
-            return predict(model, graph, jax_gradient if forces else None, atomic_virial=atomic)
+            return predict(
+                model, graph, jax_gradient if forces else None, atomic_virial=atomic,
+                curvature=None if hessian is None else jax_curvature, request=hessian,
+            )  # fmt: skip
 
-        self._run = jax.jit(traced, static_argnums=(2, 3))
+        self._run = jax.jit(traced, static_argnums=(2, 3, 4))
         with double_precision():
             self._model = to_jax(model, device=device, overrides=OVERRIDES)
 
-    def __call__(self, graph: Graph, *, forces: bool, atomic: bool) -> dict[str, np.ndarray]:
+    def __call__(
+        self, graph: Graph, *, forces: bool, atomic: bool, hessian: HessianRequest | None = None
+    ) -> dict[str, np.ndarray]:
         """See `dpmodel.backend.Evaluator`."""
         n, m, f = graph.frame.shape[0], graph.atype.shape[0], graph.natoms.shape[0]
         self._sizes = bucket_sizes(graph, self._sizes)
         with double_precision():
             padded = graph_to_jax(pad_graph(graph, self._sizes), self.device)
-            outputs = self._run(self._model, padded, forces, atomic)
+            outputs = self._run(self._model, padded, forces, atomic, hessian)
         frames = {"virial", self._model.output().reduced}
         rows = n if graph.virtual is None else graph.virtual.owned.shape[0]
         ghosts = slice(self._sizes["atoms"], self._sizes["atoms"] + m - n)  # behind the padding of the owned atoms

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpmodel.graph import map_record, record_types
+from dpmodel.models import HessianRequest
 from dpmodel.op import Array, Kind, Op
 
-__all__ = ["double_precision", "from_jax", "graph_to_jax", "jax_gradient", "to_jax"]
+__all__ = ["double_precision", "from_jax", "graph_to_jax", "jax_curvature", "jax_gradient", "to_jax"]
 
 
 def double_precision() -> Any:
@@ -127,3 +128,21 @@ def jax_gradient(
     """`dpmodel.models.derivatives.Gradient` by reverse mode."""
     slope, outputs = jax.grad(function, has_aux=True)(x)
     return outputs, slope
+
+
+def jax_curvature(
+    function: Callable[[Array], tuple[Array, dict[str, Array]]],
+    x: Array,
+    direction: Callable[[Array], Array],
+    collect: Callable[[Array], Array],
+    request: HessianRequest,
+) -> tuple[dict[str, Array], Array, Array]:
+    """`dpmodel.models.curvature.Curvature`: reverse mode twice, the second time over `request.columns` at once."""
+    slope, pull, outputs = jax.vjp(jax.grad(function, has_aux=True), x, has_aux=True)
+
+    def column(k: Array) -> Array:
+        (w,) = pull(direction(k[None])[:, 0])
+        return collect(w[:, None])[:, 0]
+
+    columns = jax.lax.map(column, jnp.arange(3 * request.atoms), batch_size=request.columns)
+    return outputs, slope, jnp.moveaxis(columns, 0, 1)

@@ -10,9 +10,9 @@ import torch
 from dpmodel.backend import Evaluator
 from dpmodel.errors import BackendError
 from dpmodel.graph import Graph
-from dpmodel.models import Model, predict
+from dpmodel.models import HessianRequest, Model, predict
 
-from .bridge import Overrides, from_torch, graph_to_torch, override_table, to_torch, torch_gradient
+from .bridge import Overrides, from_torch, graph_to_torch, override_table, to_torch, torch_curvature, torch_gradient
 from .memory import keep_freed_memory
 from .overrides import OVERRIDES
 from .training import TorchStepper
@@ -39,17 +39,28 @@ class TorchEvaluator:
         keep_freed_memory()
         self.device = device
         self.module = to_torch(model, device=device, overrides=overrides).eval().requires_grad_(False)
+        self._plain: Any = None
 
-    def __call__(self, graph: Graph, *, forces: bool, atomic: bool) -> dict[str, np.ndarray]:
+    def __call__(
+        self, graph: Graph, *, forces: bool, atomic: bool, hessian: HessianRequest | None = None
+    ) -> dict[str, np.ndarray]:
         """See `dpmodel.backend.Evaluator`."""
         inputs = graph_to_torch(graph, self.device)
         with torch.no_grad():
-            outputs = self.run(inputs, forces, atomic)
+            outputs = self.run(inputs, forces, atomic) if hessian is None else self.curve(inputs, atomic, hessian)
         return {key: value.detach().cpu().numpy() for key, value in outputs.items()}
 
     def run(self, graph: Graph, forces: bool, atomic: bool) -> dict[str, torch.Tensor]:
         """Outputs for a graph of tensors."""
         return predict(self.module, graph, torch_gradient if forces else None, atomic_virial=atomic)
+
+    def curve(self, graph: Graph, atomic: bool, request: HessianRequest) -> dict[str, torch.Tensor]:
+        """Outputs with Hessian, by the reference methods: overrides may be written for fewer derivatives."""
+        if self._plain is None:
+            self._plain = to_torch(self.model(), device=self.device).eval().requires_grad_(False)
+        return predict(
+            self._plain, graph, torch_gradient, atomic_virial=atomic, curvature=torch_curvature, request=request
+        )
 
     def model(self) -> Model:
         """The model with NumPy arrays."""

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from dpmodel.graph import Leaf, map_leaves
+from dpmodel.models import HessianRequest
 from dpmodel.op import Array, Kind, Op
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "graph_to_torch",
     "override_table",
     "to_torch",
+    "torch_curvature",
     "torch_gradient",
 ]
 
@@ -127,6 +129,40 @@ def torch_gradient(
             return outputs, torch.zeros_like(leaf)
         (slope,) = torch.autograd.grad(scalar, leaf, create_graph=create_graph, allow_unused=True)
     return outputs, torch.zeros_like(leaf) if slope is None else slope
+
+
+def torch_curvature(
+    function: Callable[[Array], tuple[Array, dict[str, Array]]],
+    x: Array,
+    direction: Callable[[Array], Array],
+    collect: Callable[[Array], Array],
+    request: HessianRequest,
+    *,
+    create_graph: bool = False,
+) -> tuple[dict[str, Array], Array, Array]:
+    """`dpmodel.models.curvature.Curvature`: reverse mode twice, the second time over `request.columns` at once.
+
+    The function must hold operations of torch alone: those that are written in Python do not see several columns.
+    """
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_(True)
+        scalar, outputs = function(leaf)
+        slope = None
+        if scalar.requires_grad:
+            (slope,) = torch.autograd.grad(scalar, leaf, create_graph=True, allow_unused=True)
+        slope = torch.zeros_like(leaf) if slope is None else slope
+        parts = []
+        for first in range(0, max(1, 3 * request.atoms), request.columns):
+            last = min(first + request.columns, 3 * request.atoms)
+            u = direction(torch.arange(first, last, device=x.device)).permute(1, 0, 2)
+            w = None
+            if slope.requires_grad and last > first:
+                (w,) = torch.autograd.grad(
+                    slope, leaf, u, is_grads_batched=True, retain_graph=True, create_graph=create_graph,
+                    allow_unused=True,
+                )  # fmt: skip
+            parts.append(collect((torch.zeros_like(u) if w is None else w).permute(1, 0, 2)))
+    return outputs, slope if create_graph else slope.detach(), torch.cat(parts, dim=1)
 
 
 _CLASSES: dict[Any, Any] = {}

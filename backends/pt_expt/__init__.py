@@ -10,9 +10,10 @@ import torch
 
 from dpmodel.backend import Artefact, Evaluator
 from dpmodel.descriptors.message_passing import MessagePassing
+from dpmodel.errors import BackendError
 from dpmodel.files.model_file import ModelFile
 from dpmodel.graph import Graph
-from dpmodel.models import Model
+from dpmodel.models import HessianRequest, Model
 from dpmodel.nn import Activation
 from dpmodel.op import Op
 
@@ -42,6 +43,10 @@ class CompiledEvaluator(TorchEvaluator):
     def run(self, graph: Graph, forces: bool, atomic: bool) -> dict[str, torch.Tensor]:
         """See `TorchEvaluator.run`."""
         return self._lower(graph, forces=forces, atomic=atomic)
+
+    def curve(self, graph: Graph, atomic: bool, request: HessianRequest) -> dict[str, torch.Tensor]:
+        """Raises BackendError."""
+        raise BackendError("compile=True has no Hessian: load the model without it")
 
     def compilations(self) -> int:
         """How many graphs were compiled so far."""

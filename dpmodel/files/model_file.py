@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ from dpmodel.files.nodes import Node
 from dpmodel.models import Model
 
 __all__ = ["ModelFile", "read_model", "write_model"]
-
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,8 +46,6 @@ def from_tree(tree: dict[str, Any], where: str) -> ModelFile:
     definition = tree.get("model_def_script") or {}
     if not isinstance(definition, dict):
         raise ModelFileError(f"{where}: 'model_def_script' should be a dictionary, got {type(definition).__name__}")
-    if definition.get("hessian_mode"):
-        logger.warning("%s: 'hessian_mode' has no effect: Hessians are not available yet", where)
     own = ("model", "model_def_script", "@variables", "min_nbor_dist", "constants")
     kept = {key: value for key, value in tree.items() if key not in own}
     return ModelFile(model=model, definition=definition, min_nbor_dist=shortest, provenance=kept)

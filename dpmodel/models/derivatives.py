@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from dpmodel.graph import Graph
+from dpmodel.models.curvature import Curvature, HessianRequest, hessian
 from dpmodel.op import Array
 from dpmodel.ops import array_namespace, as_dtype, segment_sum, take_rows
 from dpmodel.precision import ENERGY_DTYPE
@@ -30,12 +31,19 @@ class Gradient(Protocol):
 
 
 def predict(
-    model: Callable[[Graph], dict[str, Array]], graph: Graph, gradient: Gradient | None, *, atomic_virial: bool = False
+    model: Callable[[Graph], dict[str, Array]],
+    graph: Graph,
+    gradient: Gradient | None,
+    *,
+    atomic_virial: bool = False,
+    curvature: Curvature | None = None,
+    request: HessianRequest | None = None,
 ) -> dict[str, Array]:
     """Outputs of the model, with `force` (m, 3), `virial` (f, 9) and, on request, `atom_virial` (m, 9).
 
     `gradient` None: no derivatives. The outputs of the model must hold `energy`, or `global_dipole`: derivatives of a
     dipole have an axis of its components in front of the last, (m, 3, 3) and so on.
+    `curvature` and `request`: `hessian` (n, 3, 3 * request.atoms) too, of models of energies.
     """
     if gradient is None:
         return model(graph)
@@ -48,12 +56,16 @@ def predict(
 
         return function
 
-    outputs, slope = gradient(reduced(0), graph.edge_vec)
+    second: dict[str, Array] = {}
+    if curvature is None or request is None:
+        outputs, slope = gradient(reduced(0), graph.edge_vec)
+    else:
+        outputs, slope, second["hessian"] = hessian(reduced(0), graph, curvature, request)
     found = edge_derivatives(slope, graph, atomic_virial=atomic_virial)
     if graph.virtual is not None:
-        return {**outputs, **spin_derivatives(found, graph)}
+        return {**outputs, **spin_derivatives(found, graph), **second}
     if "energy" in outputs:
-        return {**outputs, **found}
+        return {**outputs, **found, **second}
     others = (gradient(reduced(k), graph.edge_vec)[1] for k in (1, 2))
     rows = [found, *(edge_derivatives(other, graph, atomic_virial=atomic_virial) for other in others)]
     stack = array_namespace(graph.edge_vec).stack

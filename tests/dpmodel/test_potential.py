@@ -97,7 +97,6 @@ def nan_at(x: np.ndarray, index: tuple[int, ...], value: float = np.nan) -> np.n
         ({"aparam": APARAM}, "aparam was given, but this model does not take it; leave it out"),
         ({"spin": COORD}, "spin was given, but this model does not take it; leave it out"),
         ({"charge_spin": [0, 1]}, "charge_spin was given"),
-        ({"hessian": True}, "hessian=True: this model has no Hessian output"),
     ],
 )
 def test_wrong_arguments_are_named_before_any_work(
@@ -176,6 +175,8 @@ def test_forces_need_derivatives(potential: Potential, no_work: None) -> None:
         BackendError, match="the numpy backend has no derivatives: use backend='pt' or 'jax', or forces=F"
     ):
         potential.evaluate(COORD, ATYPE, BOX, forces=True)
+    with pytest.raises(BackendError, match="hessian=True: the numpy backend has no derivatives: use backend='pt'"):
+        potential.evaluate(COORD, ATYPE, BOX, hessian=True)
 
 
 def test_loading(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch._C import _aoti
 from dpmodel.errors import BackendError, InputError, ModelFileError
 from dpmodel.files.model_file import ModelFile, read_model
 from dpmodel.graph import Comm, Graph, Leaf, check, sized
-from dpmodel.models import Model
+from dpmodel.models import HessianRequest, Model
 
 from ...pt import pick_device
 from ...pt.bridge import graph_to_torch
@@ -40,8 +40,12 @@ class ArtefactEvaluator:
         self._model = model
         self._where = where
 
-    def __call__(self, graph: Graph, *, forces: bool, atomic: bool) -> dict[str, np.ndarray]:
+    def __call__(
+        self, graph: Graph, *, forces: bool, atomic: bool, hessian: HessianRequest | None = None
+    ) -> dict[str, np.ndarray]:
         """See `dpmodel.backend.Evaluator`. Raises InputError where per-atom virials were not compiled."""
+        if hessian is not None:
+            raise BackendError(f"{self._where} has no Hessian; load the model file that was frozen")
         if forces and atomic and not self.metadata["atomic_virial"]:
             raise InputError(
                 f"{self._where} was frozen without per-atom virials: freeze the model with --atomic-virial "

