@@ -18,7 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
-from dpmodel.graph import Graph
+from dpmodel.graph import Graph, VirtualAtoms
 from dpmodel.op import Array
 from dpmodel.ops import array_namespace, as_dtype, device_of, segment_sum, take_rows
 from dpmodel.precision import ENERGY_DTYPE
@@ -41,7 +41,7 @@ class HessianRequest:
 
         atoms_per_call: how many atoms one evaluation may hold; None: all columns at once.
         """
-        frame = graph.frame if graph.virtual is None else graph.frame[graph.virtual.real]
+        frame = graph.frame if graph.virtual is None else graph.virtual.frame[graph.virtual.owned]
         atoms = int(np.bincount(frame).max(initial=0))
         if atoms_per_call is None:
             return cls(atoms, max(1, 3 * atoms))
@@ -98,7 +98,7 @@ def hessian(
 
 def _place(graph: Graph) -> Array:
     """(n,) integer: position of every atom that the user knows among those of its frame."""
-    frame = graph.frame if graph.virtual is None else take_rows(graph.frame, graph.virtual.real)
+    frame = graph.frame if graph.virtual is None else take_rows(graph.virtual.frame, graph.virtual.owned)
     xp = array_namespace(frame)
     count = segment_sum(xp.ones_like(frame), frame, graph.natoms.shape[0])
     start = xp.cumulative_sum(count) - count
@@ -109,8 +109,8 @@ def _place(graph: Graph) -> Array:
 def _to_nodes(v: Array, graph: Graph) -> Array:
     """From the user's atoms to all nodes: virtual atoms move with theirs, ghosts with their owners."""
     if graph.virtual is not None:
-        n = graph.frame.shape[0]
-        v = segment_sum(v, graph.virtual.real, n) + segment_sum(v, graph.virtual.virtual, n)
+        n, (real, virtual) = graph.frame.shape[0], _owned_pairs(graph.virtual)
+        v = segment_sum(v, real, n) + segment_sum(v, virtual, n)
     return v if graph.owner is None else take_rows(v, graph.owner)
 
 
@@ -120,4 +120,10 @@ def _from_nodes(w: Array, graph: Graph) -> Array:
         w = segment_sum(w, graph.owner, graph.frame.shape[0])
     if graph.virtual is None:
         return w
-    return take_rows(w, graph.virtual.real) + take_rows(w, graph.virtual.virtual)
+    real, virtual = _owned_pairs(graph.virtual)
+    return take_rows(w, real) + take_rows(w, virtual)
+
+
+def _owned_pairs(virtual: VirtualAtoms) -> tuple[Array, Array]:
+    """(s,) rows of the user's atoms, and of those that stand for their spins."""
+    return take_rows(virtual.real, virtual.owned), take_rows(virtual.virtual, virtual.owned)
