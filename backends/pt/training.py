@@ -39,7 +39,7 @@ class TorchStepper:
         keep_freed_memory()
         self.device = device
         self.loss = loss
-        self.derivatives = not {"force", "virial"}.isdisjoint(loss.outputs)
+        self.derivatives = not {"force", "virial", "force_mag"}.isdisjoint(loss.outputs)
         self.max_norm = gradient_max_norm if gradient_max_norm and gradient_max_norm > 0 else None
         self.module = to_torch(model, device=device, overrides=overrides)
         self._trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
@@ -98,7 +98,8 @@ class TorchStepper:
     def load_optimizer_state(self, state: OptimizerState) -> None:
         """The inverse. Raises InputError where names or shapes do not fit."""
         missing = [name for name in (*_MOMENTS, "step") if name not in state]
-        unknown = sorted({path for slot in state.values() for path in slot} - self._trained.keys())
+        own = [state[name] for name in (*_MOMENTS, "step") if name in state]  # other backends may have more
+        unknown = sorted({path for slot in own for path in slot} - self._trained.keys())
         if missing or unknown:
             raise InputError(
                 f"the optimizer state does not fit this run: missing {missing or 'nothing'}, for parameters that are not "

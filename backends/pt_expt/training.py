@@ -37,8 +37,9 @@ class CompiledStepper(TorchStepper):
         super().__init__(
             model, loss, optimizer, device=device, overrides=overrides, gradient_max_norm=gradient_max_norm
         )
-        # Losses take the energy's dtype for theirs.
-        self.compiled = CompiledStep(self.module, frozenset(("energy", *loss.outputs)), derivatives=self.derivatives)
+        # Losses take the dtype of the frames' values for theirs.
+        wanted = frozenset((model.output().reduced, *loss.outputs))
+        self.compiled = CompiledStep(self.module, wanted, derivatives=self.derivatives)
 
     def outputs(self, graph: Graph, *, create_graph: bool) -> dict[str, torch.Tensor]:
         """See `TorchStepper.outputs`. Without `create_graph` the same code runs, and gradients are switched off."""

@@ -24,5 +24,7 @@ __all__ = [
     "PropertyFittingConfig",
 ]
 
-CONFIGS: tuple[type[Config], ...] = (EnerFittingConfig,)
-"""Every fitting net of the input file's `model.fitting_net`; the others come with model files alone so far."""
+CONFIGS: tuple[type[Config], ...] = (
+    EnerFittingConfig, DOSFittingConfig, PropertyFittingConfig, DipoleFittingConfig, PolarFittingConfig,
+)  # fmt: skip
+"""Every fitting net of the input file's `model.fitting_net`."""

@@ -24,7 +24,7 @@ class Output:
     """What a model predicts, and under which names."""
 
     name: str
-    """Name of the quantity and of its label, as in `energy`."""
+    """Name of the quantity and of its label, as in `energy`; that of atoms is `atom_<name>`."""
     atomic: str
     """Key of the per-atom values."""
     reduced: str
@@ -35,6 +35,8 @@ class Output:
     """Whether forces and virials are derived from it."""
     intensive: bool = False
     """Mean over atoms instead of sum."""
+    loss: str = "property"
+    """`type` of the loss that goes with it."""
 
 
 class FittingConfig(Config):
@@ -57,6 +59,16 @@ class FittingConfig(Config):
     use_aparam_as_mask: bool = option(False, "Leave the atomic parameters out of the net's input.")
     rcond: float | None = option(None, "Of old least-squares fits.", effect="ignored")
     layer_name: tuple[str | None, ...] | None = option(None, "Sharing of single layers by name.", effect="refused")
+
+    def output(self) -> Output:
+        """What such a net predicts."""
+        raise NotImplementedError(f"{type(self).__name__} does not define output()")
+
+    def build(
+        self, ntypes: int, dim_descriptor: int, mixed_types: bool, *, dim_emb: int = 0, seed: Seed = None
+    ) -> Fitting:
+        """A fitting with fresh random weights. dim_emb: number of the descriptor's vectors."""
+        raise NotImplementedError(f"{type(self).__name__} does not define build()")
 
     def layer_trainable(self) -> tuple[bool, ...]:
         """One flag per layer."""
@@ -129,7 +141,8 @@ class Fitting(Op):
 
     def output(self) -> Output:
         """What this net predicts."""
-        raise NotImplementedError(f"{type(self).__name__} does not define output()")
+        output: Output = self.config.output()
+        return output
 
     def groups_types(self) -> bool:
         """Whether `call` needs `Graph.types`."""

@@ -17,11 +17,14 @@ from dpmodel.ops import array_namespace
 
 __all__ = ["DipoleFitting", "DipoleFittingConfig"]
 
-DIPOLE = Output(name="dipole", atomic="dipole", reduced="global_dipole", shape=(3,), differentiable=True)
+DIPOLE = Output(name="dipole", atomic="dipole", reduced="global_dipole", shape=(3,), differentiable=True, loss="tensor")
 
 
 class DipoleFittingConfig(FittingConfig, key="dipole"):
     """A vector per atom. The descriptor must have vectors."""
+
+    def output(self) -> Output:
+        return DIPOLE
 
     def build(
         self, ntypes: int, dim_descriptor: int, mixed_types: bool, *, dim_emb: int = 0, seed: Seed = None
@@ -37,9 +40,6 @@ class DipoleFitting(Fitting):
     needs_rotation: ClassVar[bool] = True
 
     config: Any
-
-    def output(self) -> Output:
-        return DIPOLE
 
     def shifted(self, value: Array, atype: Array, bias: Array, std: Array) -> Array:
         return value  # a shift would not turn with the system

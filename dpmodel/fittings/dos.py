@@ -19,6 +19,11 @@ class DOSFittingConfig(FittingConfig, key="dos"):
 
     numb_dos: int = option(300, "Number of grid points.", check=positive)
 
+    def output(self) -> Output:
+        return Output(
+            name="dos", atomic="atom_dos", reduced="dos", shape=(self.numb_dos,), differentiable=False, loss="dos"
+        )
+
     def build(
         self, ntypes: int, dim_descriptor: int, mixed_types: bool, *, dim_emb: int = 0, seed: Seed = None
     ) -> DOSFitting:
@@ -30,9 +35,6 @@ class DOSFitting(Fitting):
     """The `dos` fitting."""
 
     config: Any
-
-    def output(self) -> Output:
-        return Output(name="dos", atomic="atom_dos", reduced="dos", shape=(self.config.numb_dos,), differentiable=False)
 
     def call(self, features: Features, graph: Graph) -> Array:
         """(n, numb_dos)."""

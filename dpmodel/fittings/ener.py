@@ -13,7 +13,7 @@ from dpmodel.op import Array
 
 __all__ = ["EnerFittingConfig", "EnergyFitting"]
 
-ENERGY = Output(name="energy", atomic="atom_energy", reduced="energy", shape=(1,), differentiable=True)
+ENERGY = Output(name="energy", atomic="atom_energy", reduced="energy", shape=(1,), differentiable=True, loss="ener")
 
 
 class EnerFittingConfig(FittingConfig, key="ener"):
@@ -26,6 +26,9 @@ class EnerFittingConfig(FittingConfig, key="ener"):
         unit="eV",
     )
 
+    def output(self) -> Output:
+        return ENERGY
+
     def build(
         self, ntypes: int, dim_descriptor: int, mixed_types: bool, *, dim_emb: int = 0, seed: Seed = None
     ) -> EnergyFitting:
@@ -37,9 +40,6 @@ class EnergyFitting(Fitting):
     """The `ener` fitting."""
 
     config: EnerFittingConfig
-
-    def output(self) -> Output:
-        return ENERGY
 
     def vacuum(self) -> tuple[bool, ...] | None:
         preset = tuple(value is not None for value in self.config.atom_ener or ())

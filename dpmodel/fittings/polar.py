@@ -27,7 +27,9 @@ from dpmodel.precision import global_dtype
 
 __all__ = ["PolarFitting", "PolarFittingConfig"]
 
-POLAR = Output(name="polar", atomic="polar", reduced="global_polar", shape=(3, 3), differentiable=False)
+POLAR = Output(
+    name="polarizability", atomic="polar", reduced="global_polar", shape=(3, 3), differentiable=False, loss="tensor"
+)
 
 
 class PolarFittingConfig(FittingConfig, key="polar"):
@@ -43,6 +45,9 @@ class PolarFittingConfig(FittingConfig, key="polar"):
         if len(given) not in (1, ntypes):
             raise InputError(f"fitting_net.scale: expected one number or {ntypes}, one per type; got {len(given)}")
         return np.broadcast_to(np.asarray(given, global_dtype()), (ntypes,)).reshape(ntypes, 1).copy()
+
+    def output(self) -> Output:
+        return POLAR
 
     def build(
         self, ntypes: int, dim_descriptor: int, mixed_types: bool, *, dim_emb: int = 0, seed: Seed = None
@@ -62,9 +67,6 @@ class PolarFitting(Fitting):
     config: Any
     scale: Array = buffer()
     """(ntypes, 1)."""
-
-    def output(self) -> Output:
-        return POLAR
 
     def shifted(self, value: Array, atype: Array, bias: Array, std: Array) -> Array:
         if not self.config.shift_diag:

@@ -23,6 +23,13 @@ class PropertyFittingConfig(FittingConfig, key="property"):
     intensive: bool = option(False, "Whether the property is the mean over the atoms, not the sum.")
     distinguish_types: bool = option(True, "Whether every type has its own shift and scale from the statistics.")
 
+    def output(self) -> Output:
+        name = self.property_name
+        return Output(
+            name=name, atomic=f"atom_{name}", reduced=name, shape=(self.task_dim,), differentiable=False,
+            intensive=self.intensive,
+        )  # fmt: skip
+
     def build(
         self, ntypes: int, dim_descriptor: int, mixed_types: bool, *, dim_emb: int = 0, seed: Seed = None
     ) -> PropertyFitting:
@@ -34,13 +41,6 @@ class PropertyFitting(Fitting):
     """The `property` fitting."""
 
     config: Any
-
-    def output(self) -> Output:
-        cfg = self.config
-        return Output(
-            name=cfg.property_name, atomic=f"atom_{cfg.property_name}", reduced=cfg.property_name,
-            shape=(cfg.task_dim,), differentiable=False, intensive=cfg.intensive,
-        )  # fmt: skip
 
     def shifted(self, value: Array, atype: Array, bias: Array, std: Array) -> Array:
         kind = atype if self.config.distinguish_types else array_namespace(atype).zeros_like(atype)

@@ -8,14 +8,21 @@ different sizes weigh equally, and neither padded atoms nor padded frames (no at
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Self
 
 import numpy as np
 
+from dpmodel.config import Config
+from dpmodel.errors import InputError
 from dpmodel.graph import Graph
-from dpmodel.op import Array
-from dpmodel.ops import array_namespace, as_dtype, segment_sum
+from dpmodel.op import Array, Op
+from dpmodel.ops import array_namespace, as_dtype, segment_sum, take_rows
 
-__all__ = ["Label", "Means", "plain_number", "prefactor", "shown", "weights_or_one"]
+__all__ = [
+    "Batch", "Label", "LossConfig", "Means", "Term", "TermLoss", "flat", "plain_number", "prefactor", "shown", "weights_or_one",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +58,11 @@ def prefactor(start: float, limit: float, lr: float | Array, start_lr: float) ->
     return limit + (start - limit) * (lr / start_lr)
 
 
+def flat(x: Array) -> Array:
+    """(rows, components) of any array with rows in front."""
+    return array_namespace(x).reshape(x, (x.shape[0], math.prod(x.shape[1:])))
+
+
 def shown(value: Array, found: float | Array) -> Array:
     """The metric as it is displayed: NaN where the label was not found."""
     xp = array_namespace(value)
@@ -73,15 +85,24 @@ class Means:
 
     def __init__(self, graph: Graph, like: Array) -> None:
         xp = array_namespace(like)
-        self.frame = graph.frame
+        self.frame, atype = graph.frame, graph.atype[: graph.frame.shape[0]]
         self.nframes: int = graph.natoms.shape[0]
-        self.real_atom = graph.atype[: graph.frame.shape[0]] >= 0  # (n,)
+        self.real_atom = atype >= 0
+        """(n,): of the rows that atoms have in outputs and labels."""
+        if graph.virtual is not None:  # the atoms that users know; rows of padding name one atom twice
+            rows, others = graph.virtual.real, graph.virtual.virtual
+            self.frame = take_rows(graph.frame, rows)
+            self.real_atom = (take_rows(atype, rows) >= 0) & (rows != others)
         self.real_frame = graph.natoms > 0  # (f,)
         natoms = xp.where(self.real_frame, graph.natoms, xp.ones_like(graph.natoms))
         self.natoms = as_dtype(natoms, like.dtype)
         """(f,): number of real atoms, 1 for frames without any."""
         count = xp.sum(as_dtype(self.real_frame, like.dtype))
         self.count = xp.where(count > 0, count, xp.ones_like(count))
+
+    def mean_atoms(self) -> Array:
+        """Atoms of a frame, on average over the real frames; scalar."""
+        return self.frames(self.natoms[:, None])
 
     def mask_atoms(self, x: Array) -> Array:
         """(n, *rest): 0 on atoms that do not count, with gradient 0 whatever stood there."""
@@ -105,3 +126,166 @@ class Means:
     def atoms(self, x: Array) -> Array:
         """M_k of the specification: (n, k) -> scalar, < sum over real atoms and components / (k N_f) >_f."""
         return self.frames(self.atom_sum(x) / self.natoms[:, None])
+
+
+class LossConfig(Config):
+    """Base of the losses' sections: terms, each with a prefactor that follows the learning rate."""
+
+    def prefactors(self, term: str) -> tuple[float, float]:
+        """(start, limit) of a term named by the suffix of its prefactors, as in `e`."""
+        return getattr(self, f"start_pref_{term}"), getattr(self, f"limit_pref_{term}")
+
+    def active(self, term: str) -> bool:
+        """Whether a term acts: either of its prefactors is not zero."""
+        return any(value != 0 for value in self.prefactors(term))
+
+    def check_options(self) -> None:
+        """Raise InputError unless values are finite, among the choices and pass the options' own checks."""
+        for name, field in self.options().items():
+            value, info = getattr(self, name), field.metadata["option"]
+            parts = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(part, float) and not math.isfinite(part) for part in parts):
+                raise InputError(f"loss: {name} must be finite, not {value!r}")
+            if info.choices and value not in info.choices:
+                raise InputError(f"loss: {name} must be one of {list(info.choices)}, not {value!r}")
+            if info.check is not None and value is not None and (legal := info.check(value)):
+                raise InputError(f"loss: {name} must be {legal}, not {value!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """One term of a loss for one batch."""
+
+    value: Array
+    """Scalar."""
+    metrics: Mapping[str, Array]
+    """Displayed, scalars."""
+    found: float | Array
+    """1.0 where the batch has the label, else 0.0."""
+
+
+class Batch:
+    """What the terms of one batch are computed from, in the dtype of `like`, an output of frames."""
+
+    def __init__(
+        self,
+        config: Any,
+        prediction: Mapping[str, Array],
+        labels: Mapping[str, Array],
+        found: Mapping[str, float | Array],
+        graph: Graph,
+        like: str,
+    ) -> None:
+        self.config, self.prediction, self.labels, self.present = config, prediction, labels, found
+        first = self._raw(like)
+        self.xp, self.dtype = array_namespace(first), first.dtype
+        self.means = Means(graph, first)
+        # A zero that depends on the parameters: a batch without any label still has a (zero) gradient.
+        self.zero = 0.0 * self.means.frames(flat(first))
+
+    def output(self, name: str) -> Array:
+        """A prediction. Raises InputError where the model did not make it."""
+        return as_dtype(self._raw(name), self.dtype)
+
+    def label(self, name: str) -> Array | None:
+        """A label; None where the batch does not even have a stand-in."""
+        return as_dtype(self.labels[name], self.dtype) if name in self.labels else None
+
+    def found(self, name: str) -> Any:
+        """1.0 where the batch has the label, else 0.0."""
+        return plain_number(self.present.get(name, 0.0))
+
+    def absent(self, *metrics: str) -> Term:
+        """A term without its label."""
+        return Term(self.zero, dict.fromkeys(metrics, self.zero), 0.0)
+
+    def _raw(self, name: str) -> Array:
+        if name not in self.prediction:
+            raise InputError(
+                f"the loss needs the model output {name!r}, which is not among {sorted(self.prediction)}; "
+                f"ask the model for it, or set its prefactors to 0"
+            )
+        return self.prediction[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class TermLoss:
+    """Base of the losses: pure functions, hashable, built once per task.
+
+    Raises InputError where the configuration is not legal (`check` of its class) or `start_lr` is not above 0.
+    """
+
+    config: Any
+    start_lr: float
+
+    def __post_init__(self) -> None:
+        self.config.check()
+        if not (math.isfinite(self.start_lr) and self.start_lr > 0):
+            raise InputError(f"learning_rate: start_lr must be a number above 0, not {self.start_lr!r}")
+
+    def bound(self, model: Op) -> Self:
+        """The loss for a model whose statistics are known, where it depends on them."""
+        return self
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The active terms."""
+        raise NotImplementedError(f"{type(self).__name__} does not define terms")
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Keys that `prediction` must have."""
+        raise NotImplementedError(f"{type(self).__name__} does not define outputs")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the displayed metrics, sorted."""
+        raise NotImplementedError(f"{type(self).__name__} does not define metrics")
+
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """What the loss reads from the data."""
+        raise NotImplementedError(f"{type(self).__name__} does not define labels")
+
+    def needs(self, name: str) -> bool:
+        """Whether at least one system of the data must have the label `name`."""
+        return any(label.name == name and label.required for label in self.labels)
+
+    def batch(self, *given: Any) -> Any:
+        """The `Batch` that `compute` reads, from (prediction, labels, found, graph)."""
+        raise NotImplementedError(f"{type(self).__name__} does not define batch()")
+
+    def compute(self, term: str, batch: Any) -> Term:
+        """One term."""
+        raise NotImplementedError(f"{type(self).__name__} does not define compute()")
+
+    def total_metrics(self, total: Array) -> dict[str, Array]:
+        """Metrics of the loss as a whole."""
+        return {"rmse": array_namespace(total).sqrt(total)}
+
+    def __call__(
+        self,
+        prediction: Mapping[str, Array],
+        labels: Mapping[str, Array],
+        found: Mapping[str, float | Array],
+        graph: Graph,
+        lr: float | Array,
+    ) -> tuple[Array, dict[str, Array]]:
+        """The loss and the displayed metrics.
+
+        prediction: by `outputs`, as `dpmodel.models.predict` gives them: (f, *shape) per frame, (n, *shape) per atom.
+        labels: arrays by name, shapes as in `Label`; a name may be absent. found: 1.0 where the batch has the label,
+        else 0.0 (absent: 0.0). lr: the learning rate of the step. Computed in the dtype of the predicted values.
+
+        Returns a scalar and, for every name in `metrics`, a scalar: NaN where the label was not found. The metrics of
+        a differentiable array belong to its graph: detach them (torch) before keeping them.
+        Raises InputError where the prediction lacks an output that an active term needs.
+        """
+        batch = self.batch(prediction, labels, found, graph)
+        total, metrics, lr = batch.zero, {}, plain_number(lr)
+        for name in self.terms:
+            term = self.compute(name, batch)
+            start, limit = self.config.prefactors(name)
+            total = total + term.value * (prefactor(start, limit, lr, self.start_lr) * term.found)
+            metrics |= {key: shown(value, term.found) for key, value in term.metrics.items()}
+        return total, {**metrics, **self.total_metrics(total)}

@@ -20,19 +20,16 @@ With `relative_f` = nu, dF_i is divided by (|F_i| + nu), F_i the label; the norm
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from dpmodel.config import Config, at_least, option, positive
+from dpmodel.config import at_least, option, positive
 from dpmodel.errors import InputError
-from dpmodel.graph import Graph
-from dpmodel.losses.base import Label, Means, plain_number, prefactor, shown, weights_or_one
+from dpmodel.losses.base import Batch, Label, LossConfig, Term, TermLoss, weights_or_one
 from dpmodel.op import Array
-from dpmodel.ops import array_namespace, as_dtype, safe_norm
+from dpmodel.ops import array_namespace, safe_norm
 
-__all__ = ["TERMS", "EnerLoss", "EnerLossConfig"]
+__all__ = ["TERMS", "EnerLoss", "EnerLossConfig", "EnergyBatch", "energy_labels", "pref", "relative_force"]
 
 TERMS: dict[str, str] = {
     "e": "energy",
@@ -47,8 +44,14 @@ TERMS: dict[str, str] = {
 _OUTPUTS = {"e": "energy", "f": "force", "v": "virial", "ae": "atom_energy", "pf": "force", "gf": "force"}
 
 
-def _pref(default: float, when: str, what: str, unit: str) -> Any:
+def pref(default: float, when: str, what: str, unit: str) -> Any:
+    """A prefactor."""
     return option(default, f"Prefactor of the {what} at the {when} of training.", unit=unit, check=at_least(0))
+
+
+def relative_force() -> Any:
+    """The option `relative_f`."""
+    return option(None, "Divide force residuals by (norm of the label + this number).", unit="eV/Å", check=positive)
 
 
 def _delta(value: Any) -> str | None:
@@ -57,27 +60,25 @@ def _delta(value: Any) -> str | None:
     return None if fits and all(v > 0 for v in values) else "a number above 0, or three (energy, force, virial)"
 
 
-class EnerLossConfig(Config, key="ener", aliases=("ener_hess",)):
+class EnerLossConfig(LossConfig, key="ener", aliases=("ener_hess",)):
     """Energy, force, virial and related terms, each with a prefactor that follows the learning rate."""
 
-    start_pref_e: float = _pref(0.02, "start", "energy loss", "1/eV^2")
-    limit_pref_e: float = _pref(1.0, "end", "energy loss", "1/eV^2")
-    start_pref_f: float = _pref(1000.0, "start", "force loss", "Å^2/eV^2")
-    limit_pref_f: float = _pref(1.0, "end", "force loss", "Å^2/eV^2")
-    start_pref_v: float = _pref(0.0, "start", "virial loss", "1/eV^2")
-    limit_pref_v: float = _pref(0.0, "end", "virial loss", "1/eV^2")
-    start_pref_h: float = _pref(0.0, "start", "Hessian loss", "Å^4/eV^2")
-    limit_pref_h: float = _pref(0.0, "end", "Hessian loss", "Å^4/eV^2")
-    start_pref_ae: float = _pref(0.0, "start", "atomic energy loss (label atom_ener)", "1/eV^2")
-    limit_pref_ae: float = _pref(0.0, "end", "atomic energy loss (label atom_ener)", "1/eV^2")
-    start_pref_pf: float = _pref(0.0, "start", "force loss weighted by atom (label atom_pref)", "Å^2/eV^2")
-    limit_pref_pf: float = _pref(0.0, "end", "force loss weighted by atom (label atom_pref)", "Å^2/eV^2")
-    start_pref_gf: float = _pref(0.0, "start", "loss of generalised forces (label drdq)", "1/(unit of dE/dq)^2")
-    limit_pref_gf: float = _pref(0.0, "end", "loss of generalised forces (label drdq)", "1/(unit of dE/dq)^2")
+    start_pref_e: float = pref(0.02, "start", "energy loss", "1/eV^2")
+    limit_pref_e: float = pref(1.0, "end", "energy loss", "1/eV^2")
+    start_pref_f: float = pref(1000.0, "start", "force loss", "Å^2/eV^2")
+    limit_pref_f: float = pref(1.0, "end", "force loss", "Å^2/eV^2")
+    start_pref_v: float = pref(0.0, "start", "virial loss", "1/eV^2")
+    limit_pref_v: float = pref(0.0, "end", "virial loss", "1/eV^2")
+    start_pref_h: float = pref(0.0, "start", "Hessian loss", "Å^4/eV^2")
+    limit_pref_h: float = pref(0.0, "end", "Hessian loss", "Å^4/eV^2")
+    start_pref_ae: float = pref(0.0, "start", "atomic energy loss (label atom_ener)", "1/eV^2")
+    limit_pref_ae: float = pref(0.0, "end", "atomic energy loss (label atom_ener)", "1/eV^2")
+    start_pref_pf: float = pref(0.0, "start", "force loss weighted by atom (label atom_pref)", "Å^2/eV^2")
+    limit_pref_pf: float = pref(0.0, "end", "force loss weighted by atom (label atom_pref)", "Å^2/eV^2")
+    start_pref_gf: float = pref(0.0, "start", "loss of generalised forces (label drdq)", "1/(unit of dE/dq)^2")
+    limit_pref_gf: float = pref(0.0, "end", "loss of generalised forces (label drdq)", "1/(unit of dE/dq)^2")
     use_default_pf: bool = option(False, "Weight atoms by 1 in the pf term where there is no atom_pref.")
-    relative_f: float | None = option(
-        None, "Divide force residuals by (norm of the label + this number).", unit="eV/Å", check=positive
-    )
+    relative_f: float | None = relative_force()
     enable_atom_ener_coeff: bool = option(
         False, "The energy is the sum of atomic energies times the label atom_ener_coeff (1 where there is none)."
     )
@@ -93,23 +94,14 @@ class EnerLossConfig(Config, key="ener", aliases=("ener_hess",)):
         False, "Squared energy and virial residuals are divided by N^2 instead of N (neither huber nor mae)."
     )
 
-    def prefactors(self, term: str) -> tuple[float, float]:
-        """(start, limit) of a term named by its suffix, as in `e`."""
-        return getattr(self, f"start_pref_{term}"), getattr(self, f"limit_pref_{term}")
-
     def deltas(self) -> tuple[float, float, float]:
         """Huber's deltas of energy, force and virial."""
         given = self.huber_delta
         return (given[0], given[1], given[2]) if isinstance(given, tuple) else (given, given, given)
 
-    def active(self, term: str) -> bool:
-        """Whether a term acts: either of its prefactors is not zero."""
-        return any(value != 0 for value in self.prefactors(term))
-
     def check(self) -> None:
         """Raise InputError for values out of range and for options that do not go together."""
-        for name, field in self.options().items():
-            _check_option(name, getattr(self, name), field.metadata["option"])
+        self.check_options()
         if self.active("h"):
             raise InputError(
                 "loss: start_pref_h and limit_pref_h must be 0: training on Hessians is not available yet. "
@@ -148,31 +140,10 @@ class EnerLossConfig(Config, key="ener", aliases=("ener_hess",)):
             )
 
 
-def _check_option(name: str, value: Any, info: Any) -> None:
-    """Raise InputError unless the value is finite, among the choices and passes the option's own check."""
-    parts = value if isinstance(value, tuple) else (value,)
-    if any(isinstance(part, float) and not math.isfinite(part) for part in parts):
-        raise InputError(f"loss: {name} must be finite, not {value!r}")
-    if info.choices and value not in info.choices:
-        raise InputError(f"loss: {name} must be one of {list(info.choices)}, not {value!r}")
-    if info.check is not None and value is not None and (legal := info.check(value)):
-        raise InputError(f"loss: {name} must be {legal}, not {value!r}")
-
-
-@dataclasses.dataclass(frozen=True)
-class EnerLoss:
-    """The loss of one task: a pure function, hashable, built once.
-
-    Raises InputError where the configuration is not legal (`EnerLossConfig.check`) or `start_lr` is not above 0.
-    """
+class EnerLoss(TermLoss):
+    """The loss of energy models."""
 
     config: EnerLossConfig
-    start_lr: float
-
-    def __post_init__(self) -> None:
-        self.config.check()
-        if not (math.isfinite(self.start_lr) and self.start_lr > 0):
-            raise InputError(f"learning_rate: start_lr must be a number above 0, not {self.start_lr!r}")
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -196,111 +167,68 @@ class EnerLoss:
     @property
     def labels(self) -> tuple[Label, ...]:
         """What the loss reads from the data."""
-        cfg, active = self.config, set(self.terms)
-        found = []
-        if "e" in active:
-            found.append(Label(name="energy", shape=(1,), atomic=False, required=True, high_precision=True))
-        if active & {"f", "pf", "gf"}:
-            found.append(Label(name="force", shape=(3,), atomic=True, required=True))
-        if "v" in active:
-            found.append(Label(name="virial", shape=(9,), atomic=False, required=True))
-        if "ae" in active:
-            found.append(Label(name="atom_ener", shape=(1,), atomic=True, required=True))
-        if "pf" in active:
-            required = not cfg.use_default_pf
-            found.append(
-                Label(name="atom_pref", shape=(3,), atomic=True, required=required, default=1.0, repeat=3)
-            )  # fmt: skip
-        if "gf" in active:
-            found.append(Label(name="drdq", shape=(3, cfg.numb_generalized_coord), atomic=True, required=True))
-        if "e" in active and cfg.enable_atom_ener_coeff:
-            found.append(Label(name="atom_ener_coeff", shape=(1,), atomic=True, required=False, default=1.0))
-        return tuple(found)
+        return tuple(energy_labels(self.config, set(self.terms)))
 
-    def needs(self, name: str) -> bool:
-        """Whether at least one system of the data must have the label `name`."""
-        return any(label.name == name and label.required for label in self.labels)
+    def batch(self, *given: Any) -> EnergyBatch:
+        return EnergyBatch(self.config, *given, like="energy")
 
-    def __call__(
-        self,
-        prediction: Mapping[str, Array],
-        labels: Mapping[str, Array],
-        found: Mapping[str, float | Array],
-        graph: Graph,
-        lr: float | Array,
-    ) -> tuple[Array, dict[str, Array]]:
-        """The loss and the displayed metrics.
-
-        prediction: `energy` (f, 1) float64, and by `outputs` `force` (n, 3), `virial` (f, 9), `atom_energy` (n, 1).
-        labels: arrays by name, shapes as in `Label`; a name may be absent. found: 1.0 where the batch has the label,
-        else 0.0 (absent: 0.0). lr: the learning rate of the step. Computed in the dtype of the predicted energy.
-
-        Returns a scalar and, for every name in `metrics`, a scalar: NaN where the label was not found. The metrics of
-        a differentiable array belong to its graph: detach them (torch) before keeping them.
-        Raises InputError where the prediction lacks an output that an active term needs.
-        """
-        batch = _Batch(self.config, prediction, labels, found, graph)
-        total, metrics, lr = batch.zero, {}, plain_number(lr)
-        for term in self.terms:
-            value, name, metric, present = _COMPUTE[term](batch)
-            start, limit = self.config.prefactors(term)
-            total = total + value * (prefactor(start, limit, lr, self.start_lr) * present)
-            metrics[name] = shown(metric, present)
-        metrics["rmse"] = array_namespace(total).sqrt(total)
-        return total, metrics
+    def compute(self, term: str, batch: EnergyBatch) -> Term:
+        return _COMPUTE[term](batch)
 
 
-_Term = tuple[Array, str, Array, Any]
-"""(loss of the term, name of its metric, metric, found: 1.0 or 0.0)."""
+def energy_labels(config: Any, active: set[str]) -> list[Label]:
+    """What the active terms read from the data."""
+    found = []
+    if "e" in active:
+        found.append(Label(name="energy", shape=(1,), atomic=False, required=True, high_precision=True))
+    if active & {"f", "pf", "gf"}:
+        found.append(Label(name="force", shape=(3,), atomic=True, required=True))
+    if "v" in active:
+        found.append(Label(name="virial", shape=(9,), atomic=False, required=True))
+    if "ae" in active:
+        found.append(Label(name="atom_ener", shape=(1,), atomic=True, required=True))
+    if "pf" in active:
+        required = not config.use_default_pf
+        found.append(Label(name="atom_pref", shape=(3,), atomic=True, required=required, default=1.0, repeat=3))
+    if "gf" in active:
+        found.append(Label(name="drdq", shape=(3, config.numb_generalized_coord), atomic=True, required=True))
+    if "e" in active and config.enable_atom_ener_coeff:
+        found.append(Label(name="atom_ener_coeff", shape=(1,), atomic=True, required=False, default=1.0))
+    return found
 
 
-class _Batch:
-    """The terms of one batch, each computed when it is asked for."""
+class EnergyBatch(Batch):
+    """The terms of energies and what is derived from them, each computed when it is asked for."""
 
-    def __init__(
-        self,
-        config: EnerLossConfig,
-        prediction: Mapping[str, Array],
-        labels: Mapping[str, Array],
-        found: Mapping[str, float | Array],
-        graph: Graph,
-    ) -> None:
-        self.config, self.prediction, self.labels, self.present = config, prediction, labels, found
-        energy = self._output("energy")
-        self.xp, self.dtype = array_namespace(energy), energy.dtype
-        self.means = Means(graph, energy)
-        # A zero that depends on the parameters: a batch without any label still has a (zero) gradient.
-        self.zero = 0.0 * self.means.frames(energy)
-
-    def energy(self) -> _Term:
+    def energy(self) -> Term:
         """Per-frame energies; residuals (f,)."""
-        cfg, found = self.config, self._found("energy")
-        label = self._label("energy")
+        cfg, found = self.config, self.found("energy")
+        label = self.label("energy")
         if label is None:
             return self._absent("e")
-        energy = self._output("energy")
-        if cfg.enable_atom_ener_coeff and (coeff := self._label("atom_ener_coeff")) is not None:
-            weights = weights_or_one(coeff, self._found("atom_ener_coeff"))
-            energy = self.means.atom_sum(self._output("atom_energy") * self.means.mask_atoms(weights))
+        energy = self.output("energy")
+        if cfg.enable_atom_ener_coeff and (coeff := self.label("atom_ener_coeff")) is not None:
+            weights = weights_or_one(coeff, self.found("atom_ener_coeff"))
+            energy = self.means.atom_sum(self.output("atom_energy") * self.means.mask_atoms(weights))
         return self._extensive("e", energy - label, cfg.deltas()[0], found)
 
-    def virial(self) -> _Term:
+    def virial(self) -> Term:
         """Per-frame virials; residuals (f, 9)."""
-        label = self._label("virial")
+        label = self.label("virial")
         if label is None:
             return self._absent("v")
-        return self._extensive("v", self._output("virial") - label, self.config.deltas()[2], self._found("virial"))
+        return self._extensive("v", self.output("virial") - label, self.config.deltas()[2], self.found("virial"))
 
-    def force(self) -> _Term:
+    def force(self) -> Term:
         """Forces; residuals (n, 3)."""
         cfg, means = self.config, self.means
         plain = self._force_residual()
         if plain is None:
             return self._absent("f")
-        residual, found = self._relative(plain), self._found("force")
+        residual, found = self._relative(plain), self.found("force")
         if cfg.loss_func == "mae":
             value = means.atoms(safe_norm(plain, keepdims=True) if cfg.f_use_norm else self.xp.abs(residual))
-            return value, "mae_f", value, found
+            return Term(value, {"mae_f": value}, found)
         square = means.atoms(residual * residual)
         if not cfg.use_huber:
             value = square
@@ -308,24 +236,24 @@ class _Batch:
             value = means.atoms(_huber(safe_norm(plain, keepdims=True), cfg.deltas()[1]))
         else:
             value = means.atoms(_huber(residual, cfg.deltas()[1]))
-        return value, "rmse_f", self.xp.sqrt(square), found
+        return Term(value, {"rmse_f": self.xp.sqrt(square)}, found)
 
-    def atomic_energy(self) -> _Term:
+    def atomic_energy(self) -> Term:
         """Atomic energies; residuals (n, 1), not divided by anything. Huber's delta is that of the energy."""
-        label = self._label("atom_ener")
+        label = self.label("atom_ener")
         if label is None:
             return self._absent("ae")
-        residual, found = self.means.mask_atoms(self._output("atom_energy") - label), self._found("atom_ener")
+        residual, found = self.means.mask_atoms(self.output("atom_energy") - label), self.found("atom_ener")
         if self.config.loss_func == "mae":
             value = self.means.atoms(self.xp.abs(residual))
-            return value, "mae_ae", value, found
+            return Term(value, {"mae_ae": value}, found)
         square = self.means.atoms(residual * residual)
         value = self.means.atoms(_huber(residual, self.config.deltas()[0])) if self.config.use_huber else square
-        return value, "rmse_ae", self.xp.sqrt(square), found
+        return Term(value, {"rmse_ae": self.xp.sqrt(square)}, found)
 
-    def weighted_force(self) -> _Term:
+    def weighted_force(self) -> Term:
         """Forces weighted by atom_pref; without it, nothing, or weights 1 with `use_default_pf`."""
-        plain, weights, found = self._force_residual(), self._label("atom_pref"), self._found("atom_pref")
+        plain, weights, found = self._force_residual(), self.label("atom_pref"), self.found("atom_pref")
         if plain is None or (weights is None and not self.config.use_default_pf):
             return self._absent("pf")
         residual = self._relative(plain)
@@ -333,23 +261,23 @@ class _Batch:
             weights = self.xp.ones_like(residual) if weights is None else weights_or_one(weights, found)
             found = 1.0
         # Without force labels the residual would be the force itself, so both must have been found.
-        found = found * self._found("force")
+        found = found * self.found("force")
         if self.config.loss_func == "mae":
             value = self.means.atoms(weights * self.xp.abs(residual))
-            return value, "mae_pf", value, found
+            return Term(value, {"mae_pf": value}, found)
         value = self.means.atoms(weights * residual * residual)
-        return value, "rmse_pf", self.xp.sqrt(value), found
+        return Term(value, {"rmse_pf": self.xp.sqrt(value)}, found)
 
-    def generalised_force(self) -> _Term:
+    def generalised_force(self) -> Term:
         """Generalised forces Q_j = sum_i (dr_i/dq_j) . F_i over real atoms; residuals (f, ngen)."""
-        plain, drdq = self._force_residual(), self._label("drdq")
+        plain, drdq = self._force_residual(), self.label("drdq")
         if plain is None or drdq is None:
             return self._absent("gf")
         residual = self.means.atom_sum(self.xp.sum(plain[:, :, None] * drdq, axis=1))
         value = self.means.frames(residual * residual)
-        return value, "rmse_gf", self.xp.sqrt(value), self._found("drdq") * self._found("force")
+        return Term(value, {"rmse_gf": self.xp.sqrt(value)}, self.found("drdq") * self.found("force"))
 
-    def _extensive(self, term: str, residual: Array, delta: float, found: Any) -> _Term:
+    def _extensive(self, term: str, residual: Array, delta: float, found: Any) -> Term:
         """What energy and virial share: residuals (f, k), counted per atom."""
         cfg, means = self.config, self.means
         natoms = means.natoms[:, None]
@@ -357,51 +285,36 @@ class _Batch:
         per_atom = residual / natoms
         if cfg.loss_func == "mae":
             value = means.frames(self.xp.abs(per_atom))
-            return value, f"mae_{term}", value, found
+            return Term(value, {f"mae_{term}": value}, found)
         square = means.frames(per_atom * per_atom)
         if cfg.use_huber:
             value = means.frames(_huber(per_atom, delta))
         else:
             value = square if cfg.intensive_ener_virial else means.frames(residual * per_atom)
-        return value, f"rmse_{term}", self.xp.sqrt(square), found
+        return Term(value, {f"rmse_{term}": self.xp.sqrt(square)}, found)
 
     def _force_residual(self) -> Array | None:
-        label = self._label("force")
-        return None if label is None else self.means.mask_atoms(self._output("force") - label)
+        label = self.label("force")
+        return None if label is None else self.means.mask_atoms(self.output("force") - label)
 
     def _relative(self, plain: Array) -> Array:
         if self.config.relative_f is None:
             return plain
-        label = self.means.mask_atoms(self._label("force"))
+        label = self.means.mask_atoms(self.label("force"))
         return plain / (safe_norm(label, keepdims=True) + self.config.relative_f)
 
-    def _absent(self, term: str) -> _Term:
+    def _absent(self, term: str) -> Term:
         kind = "rmse" if self.config.loss_func == "mse" or term == "gf" else "mae"
-        return self.zero, f"{kind}_{term}", self.zero, 0.0
-
-    def _output(self, name: str) -> Array:
-        """A prediction in the dtype of the energy."""
-        if name not in self.prediction:
-            raise InputError(
-                f"the loss needs the model output {name!r}, which is not among {sorted(self.prediction)}; "
-                f"ask the model for it, or set its prefactors to 0"
-            )
-        return as_dtype(self.prediction[name], self.prediction["energy"].dtype)
-
-    def _label(self, name: str) -> Array | None:
-        return as_dtype(self.labels[name], self.dtype) if name in self.labels else None
-
-    def _found(self, name: str) -> Any:
-        return plain_number(self.present.get(name, 0.0))
+        return self.absent(f"{kind}_{term}")
 
 
-_COMPUTE: dict[str, Callable[[_Batch], _Term]] = {
-    "e": _Batch.energy,
-    "f": _Batch.force,
-    "v": _Batch.virial,
-    "ae": _Batch.atomic_energy,
-    "pf": _Batch.weighted_force,
-    "gf": _Batch.generalised_force,
+_COMPUTE: dict[str, Callable[[EnergyBatch], Term]] = {
+    "e": EnergyBatch.energy,
+    "f": EnergyBatch.force,
+    "v": EnergyBatch.virial,
+    "ae": EnergyBatch.atomic_energy,
+    "pf": EnergyBatch.weighted_force,
+    "gf": EnergyBatch.generalised_force,
 }
 
 
