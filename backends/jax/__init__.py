@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module, metadata
 from typing import Any, ClassVar
 
 import jax
@@ -16,7 +17,7 @@ from dpmodel.models import HessianRequest, Model, predict
 from .bridge import double_precision, from_jax, graph_to_jax, jax_curvature, jax_gradient, to_jax
 from .overrides import OVERRIDES
 
-__all__ = ["BACKEND", "OVERRIDES", "JaxBackend", "JaxEvaluator"]
+__all__ = ["BACKEND", "OVERRIDES", "JaxBackend", "JaxEvaluator", "pick_devices"]
 
 
 class JaxEvaluator:
@@ -71,21 +72,61 @@ class JaxEvaluator:
         return plain
 
 
+def pick_devices(device: str | None) -> list[Any]:
+    """All devices of a kind ("cpu", "cuda"; None: the best there is), or the one that is named ("cuda:1").
+
+    Raises BackendError.
+    """
+    kind, _, index = ("", "", "") if device is None else device.replace("cuda", "gpu").partition(":")
+    try:
+        found = jax.local_devices(backend=kind or None)
+        return [found[int(index)]] if index else found
+    except (RuntimeError, ValueError, IndexError) as problem:
+        raise BackendError(f"device {device!r} is not available to JAX: {problem}") from problem
+
+
 class JaxBackend:
     """JAX."""
 
     name: ClassVar[str] = "jax"
     has_gradients: ClassVar[bool] = True
+    compiles_training: ClassVar[bool] = True
 
     def evaluator(self, model: Model, *, device: str | None = None, compile: bool = False) -> Evaluator:
         """See `Backend.evaluator`."""
         if compile:
             raise BackendError("backend='jax' always compiles (jit); leave compile out")
+        return JaxEvaluator(model, None if device is None else pick_devices(device)[0])
+
+    def stepper(
+        self,
+        model: Model,
+        loss: Any,
+        optimizer: Any,
+        *,
+        device: str | None = None,
+        gradient_max_norm: float | None = None,
+        compile: bool = False,
+    ) -> Any:
+        """See `dpmodel.backend.Trainer`. compile: training is compiled either way.
+
+        A kind of device ("cpu", "cuda"), or None for the best there is, means all devices of the kind, which share each
+        batch; "cuda:1" means that one.
+        """
         try:
-            chosen = None if device is None else jax.devices(device.replace("cuda", "gpu").partition(":")[0])[0]
-        except RuntimeError as problem:
-            raise BackendError(f"device {device!r} is not available to JAX: {problem}") from problem
-        return JaxEvaluator(model, chosen)
+            training = import_module(".training", __name__)
+        except ModuleNotFoundError as problem:
+            if problem.name != "optax":
+                raise
+            raise BackendError(
+                'training on JAX needs the package optax, which is not installed: pip install "dpmodel[jax]"'
+            ) from problem
+        devices = pick_devices(device)
+        return training.JaxStepper(model, loss, optimizer, devices=devices, gradient_max_norm=gradient_max_norm)
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that take part."""
+        return {"jax": jax.__version__, "optax": metadata.version("optax")}
 
 
 BACKEND = JaxBackend()

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dpmodel.geometry.build import GraphBuilder, TruncationWarning, neighbour_counts
 from dpmodel.geometry.neighbours import Pairs, neighbour_pairs
-from dpmodel.geometry.padding import Sizes, bucket_sizes, graph_sizes, pad_graph
+from dpmodel.geometry.padding import Buckets, Sizes, bucket_sizes, graph_sizes, pad_graph
 from dpmodel.geometry.switch import env_mat, switch_exp, switch_poly
 
 __all__ = [
+    "Buckets",
     "GraphBuilder",
     "Pairs",
     "Sizes",

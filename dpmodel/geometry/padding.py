@@ -11,15 +11,15 @@ padding holds is declared by the fields of the records (`dpmodel.graph.axes`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from dpmodel.errors import InputError
-from dpmodel.graph import LAST, Graph, Leaf, TypeGroups, check, map_leaves
+from dpmodel.graph import LAST, Graph, Leaf, TypeGroups, check, map_leaves, sized
 
-__all__ = ["Sizes", "bucket_sizes", "graph_sizes", "pad_graph"]
+__all__ = ["Buckets", "Sizes", "bucket_sizes", "graph_sizes", "pad_graph"]
 
 Sizes = Mapping[str, int]
 """The size of every axis of a graph, by the names of `dpmodel.graph.sized`."""
@@ -31,6 +31,8 @@ _SMALLEST_PRIVATE = 4
 """Smallest bucket of all other axes."""
 _WASTE = 2.0
 """An earlier bucket is used again while it is at most this much larger than a fresh one."""
+_NEGLIGIBLE = 4096
+"""Numbers in a graph that is so small that its size does not matter."""
 
 
 def graph_sizes(graph: Graph) -> dict[str, int]:
@@ -49,7 +51,7 @@ def bucket_sizes(graph: Graph, previous: Sizes | None = None) -> dict[str, int]:
     def choose(axis: str, size: int) -> int:
         bucket = _SMALLEST.get(axis, _SMALLEST_PRIVATE)
         while bucket < size:
-            bucket = math.ceil(bucket * _GROWTH)
+            bucket = _step(bucket)
         before = (previous or {}).get(axis, 0)
         return before if bucket <= before <= _WASTE * bucket else bucket
 
@@ -57,6 +59,63 @@ def bucket_sizes(graph: Graph, previous: Sizes | None = None) -> dict[str, int]:
     ghosts = now["nodes"] - now["atoms"]
     sizes["nodes"] = choose("nodes", sizes["atoms"] + ghosts) if ghosts else sizes["atoms"]
     return sizes
+
+
+class Buckets:
+    """Sizes that graphs share, so that a compiled function meets few of them in a long run over many systems.
+
+    A graph takes the smallest sizes known so far that hold it in at most twice the numbers that sizes of its own would
+    need. Otherwise sizes are added that hold it and, within the same bound, what earlier ones held. What is chosen
+    depends on the graphs before, so `known` belongs to the state of a run that is to be repeated exactly.
+    """
+
+    def __init__(self, known: Iterable[Sizes] = ()) -> None:
+        self.known: list[dict[str, int]] = [dict(sizes) for sizes in known]
+
+    def choose(self, *graphs: Graph) -> Sizes:
+        """Sizes that hold each of the graphs, which have the same structure (parts of one batch)."""
+        fresh = _largest(*map(bucket_sizes, graphs))
+        least = _largest(*map(_least_sizes, graphs))
+        bound = max(_WASTE * _count(graphs[0], fresh), _NEGLIGIBLE)
+        alike = [sizes for sizes in self.known if sizes.keys() == fresh.keys()]
+        alike.sort(key=lambda sizes: _count(graphs[0], sizes))
+        for sizes in alike:
+            if _holds(sizes, least) and _count(graphs[0], sizes) <= bound:
+                return sizes
+        for sizes in alike:
+            # What outgrew earlier sizes once is likely to grow again: a step more than is needed now.
+            wider = {axis: _step(size) if size > sizes[axis] else size for axis, size in fresh.items()}
+            wider["nodes"] = wider["atoms"] + fresh["nodes"] - fresh["atoms"]
+            both = _largest(wider, sizes)
+            if _count(graphs[0], both) <= bound:
+                fresh = both
+        self.known.append(fresh)
+        return fresh
+
+
+def _largest(*several: Sizes) -> dict[str, int]:
+    """The largest size of every axis; nodes are those atoms and the most ghosts."""
+    found = {axis: max(sizes[axis] for sizes in several) for axis in several[0]}
+    return {**found, "nodes": found["atoms"] + max(sizes["nodes"] - sizes["atoms"] for sizes in several)}
+
+
+def _least_sizes(graph: Graph) -> dict[str, int]:
+    now = graph_sizes(graph)
+    return {**now, "frames": now["frames"] + 1}
+
+
+def _holds(sizes: Sizes, least: Sizes) -> bool:
+    ghosts = least["nodes"] - least["atoms"] <= sizes["nodes"] - sizes["atoms"]
+    return ghosts and all(sizes[axis] >= size for axis, size in least.items())
+
+
+def _count(graph: Graph, sizes: Sizes) -> int:
+    """Numbers in the arrays of a graph of these sizes."""
+    return sum(math.prod([*(sizes[axis] for axis in leaf.axes), *leaf.static]) for leaf in sized(graph))
+
+
+def _step(size: int) -> int:
+    return math.ceil(size * _GROWTH)
 
 
 def pad_graph(graph: Graph, sizes: Sizes) -> Graph:
