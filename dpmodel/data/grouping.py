@@ -7,20 +7,20 @@ types differ it is one of mixed types. Everything is checked while frames are ga
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dpmodel.data.columns import describe
-from dpmodel.data.frames import PLURALS, flat_cell
+from dpmodel.data.frames import PLURALS, FrameSystem, Values, check_copies, flat_cell
 from dpmodel.data.labels import NUMB_COPY, LabelRequest
 from dpmodel.data.system import Boundaries, Integers
 from dpmodel.data.types import apply_table
 from dpmodel.errors import DataError, InputError
 from dpmodel.geometry.cells import make_lattice
 
-__all__ = ["Group", "Grouping", "key_of"]
+__all__ = ["Group", "Grouping"]
 
 
 @dataclasses.dataclass(eq=False)
@@ -29,8 +29,8 @@ class Group:
 
     natoms: int
     pbc: Boundaries
-    found: tuple[str, ...]
-    """Names of the labels that the frames have."""
+    keys: tuple[tuple[str, str], ...]
+    """(label, its name in the frames) of the labels that the frames have."""
     first: Integers
     """(natoms,) types of the first frame."""
     frames: list[int] = dataclasses.field(default_factory=list)
@@ -44,7 +44,8 @@ class Group:
         if alone:
             return str(path)
         sides = "" if self.pbc is True else ", open" if self.pbc is False else ", partly periodic"
-        return f"{path} ({self.natoms} atoms{sides}; {', '.join(self.found) or 'no labels'})"
+        labels = ", ".join(name for name, _ in self.keys) or "no labels"
+        return f"{path} ({self.natoms} atoms{sides}; {labels})"
 
 
 @dataclasses.dataclass
@@ -76,27 +77,55 @@ class Grouping:
         sides = _boundaries(pbc)
         if sides is not False:
             _check_cell(where, frame.get("box"), sides)
-        found = tuple(request.name for request in self.requests if self._check_label(where, frame, request, natoms))
+        keys = ((request.name, self._check_label(where, frame, request, natoms)) for request in self.requests)
+        found = tuple((name, key) for name, key in keys if key is not None)
         group = self.groups.setdefault((natoms, sides, found), Group(natoms, sides, found, kinds.astype(np.int64)))
         group.mixed |= not np.array_equal(group.first, kinds) or bool(kinds.min() < 0)
         group.frames.append(number)
         group.copies.append(self._copies(where, frame, natoms))
 
-    def ordered(self) -> list[Group]:
-        """The groups, in the order of their first frames. Raises DataError where there is no frame."""
-        if not self.groups:
-            raise DataError(f"{self.path}: expected at least one frame, found none")
-        return sorted(self.groups.values(), key=lambda group: group.frames[0])
+    def systems(
+        self, kind: type[FrameSystem], column_of: Callable[[Group], Callable[[str], Values]], *, sort_atoms: bool
+    ) -> list[FrameSystem]:
+        """The groups as systems, in the order of their first frames.
 
-    def _check_label(self, where: str, frame: Mapping[str, Any], request: LabelRequest, natoms: int) -> bool:
-        key = key_of(frame, request)
+        column_of: from a group to what makes a column from a name.
+        """
+        return [self._system(kind, group, column_of(group), sort_atoms) for group in self.groups.values()]
+
+    def _system(
+        self, kind: type[FrameSystem], group: Group, column: Callable[[str], Values], sort_atoms: bool
+    ) -> FrameSystem:
+        columns = {"coord": column("coord")}
+        if group.pbc:
+            columns["box"] = column("box")
+        atype, order = None, np.arange(group.natoms)
+        if group.mixed:
+            columns["real_atom_types"] = column("atype")
+        else:
+            atype = group.first if self.table is None else self.table[group.first]
+            order = np.argsort(atype, kind="stable") if sort_atoms else order
+            atype = atype[order]
+        found = dict(group.keys)
+        columns |= {name: column(key) for name, key in found.items()}
+        copies = np.asarray(group.copies)
+        return kind(
+            path=group.name(self.path, alone=len(self.groups) == 1), type_map=self.names, natoms=group.natoms,
+            pbc=group.pbc, order=order, atype=atype, labels=self.requests, columns=columns, table=self.table,
+            found={request.name: float(request.name in found) for request in self.requests},
+            copies=None if np.all(copies == 1) else check_copies(copies, f"{self.path}, numb_copy"),
+        )  # fmt: skip
+
+    def _check_label(self, where: str, frame: Mapping[str, Any], request: LabelRequest, natoms: int) -> str | None:
+        """The label's name in the frame, after a look at its values; None where it has none."""
+        key = _key_of(frame, request)
         if key is None:
             if request.everywhere:
                 raise DataError(
                     f"{where}: {' or '.join(request.stem)} is missing; the model or the loss needs {request.name!r}. "
                     f"The frame has {_listed(frame)}"
                 )
-            return False
+            return None
         size = request.file_size(natoms)
         legal = {(size,), (size // 3, 3), request.frame_shape(natoms), *([()] if size == 1 else [])}
         if request.repeat > 1 and request.atomic:
@@ -105,13 +134,14 @@ class Grouping:
             legal.add((natoms, 3, 3) if request.atomic else (3, 3))
         per = f" for {natoms} atoms" if request.atomic or request.square else ""
         _check(where, key, frame[key], legal, size, f"{size} numbers{per}")
-        return True
+        return key
 
     def _copies(self, where: str, frame: Mapping[str, Any], natoms: int) -> float:
-        return float(np.reshape(frame["numb_copy"], ())) if self._check_label(where, frame, NUMB_COPY, natoms) else 1.0
+        key = self._check_label(where, frame, NUMB_COPY, natoms)
+        return 1.0 if key is None else float(np.reshape(frame[key], ()))
 
 
-def key_of(frame: Mapping[str, Any], request: LabelRequest) -> str | None:
+def _key_of(frame: Mapping[str, Any], request: LabelRequest) -> str | None:
     """The name under which a frame has a label: its own, or its plural."""
     names = [name for stem in request.stem for name in (stem, PLURALS.get(stem, stem))]
     return next((name for name in names if name in frame), None)
@@ -127,8 +157,9 @@ def _boundaries(pbc: Sequence[bool]) -> Boundaries:
 
 
 def _check(where: str, name: str, array: Any, legal: set[tuple[int, ...]], size: int, what: str) -> None:
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
-        raise DataError(f"{where}: expected {name!r} to be {what}, found {type(array).__name__} that are no numbers")
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        came = array.tolist() if isinstance(array, np.ndarray) and array.size < 8 else array
+        raise DataError(f"{where}: expected {name!r} to be {what}, found {came!r:.80}")
     if array.size != size or array.shape not in legal:
         raise DataError(f"{where}: expected {name!r} to be {what}, found shape {describe(array.shape)}")
     if not np.isfinite(array).all():

@@ -30,6 +30,7 @@ __all__ = [
     "charge_spin",
     "drdq",
     "fparam",
+    "inputs",
 ]
 
 
@@ -175,3 +176,19 @@ def charge_spin(default: tuple[float, float] | None = None) -> LabelRequest:
 def aparam(dim: int) -> LabelRequest:
     """(f, n, dim) atomic parameters; every system must have them."""
     return LabelRequest(name="aparam", shape=(dim,), atomic=True, everywhere=True)
+
+
+def inputs(
+    *,
+    fparam_dim: int,
+    default_fparam: tuple[float, ...] | None,
+    aparam_dim: int,
+    takes_charge_spin: bool,
+    default_charge_spin: tuple[float, float] | None,
+    takes_spin: bool,
+) -> tuple[LabelRequest, ...]:
+    """What a model reads besides coordinates, types and cells."""
+    found = [fparam(fparam_dim, default_fparam)] if fparam_dim else []
+    found += [aparam(aparam_dim)] if aparam_dim else []
+    found += [charge_spin(default_charge_spin)] if takes_charge_spin else []
+    return (*found, *([SPIN] if takes_spin else []))

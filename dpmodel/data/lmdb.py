@@ -15,14 +15,14 @@ import dataclasses
 import functools
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dpmodel.data.frames import FrameSystem, Values, check_copies
-from dpmodel.data.grouping import Group, Grouping, key_of
+from dpmodel.data.frames import FrameSystem, Values
+from dpmodel.data.grouping import Group, Grouping
 from dpmodel.data.labels import LabelLike, LabelRequest, as_request
 from dpmodel.data.system import Floats, Integers
 from dpmodel.data.types import translation
@@ -68,33 +68,16 @@ def open_lmdb(
         raise DataError(f"{path}: expected a list of symbols as type_map in __metadata__, got {own!r}")
     table, names = translation(own, type_map, f"{path}, type_map of __metadata__")
     grouping = Grouping(str(path), table, names, tuple(as_request(label) for label in labels))
+    if not reader.nframes():
+        raise DataError(f"{path}: expected at least one frame, found none")
     for number in range(reader.nframes()):
         frame = reader.frame(number)
         grouping.add(number, frame, [frame["box"] is not None] * 3)
-    groups = grouping.ordered()
-    return [_system(reader, group, grouping, sort_atoms, alone=len(groups) == 1) for group in groups]
 
+    def column_of(group: Group) -> Callable[[str], Values]:
+        return functools.partial(_Column, _Source(reader, np.asarray(group.frames, np.int64)))
 
-def _system(reader: _Reader, group: Group, grouping: Grouping, sort_atoms: bool, *, alone: bool) -> FrameSystem:
-    source = _Source(reader, np.asarray(group.frames, np.int64))
-    columns: dict[str, Values] = {"coord": _Column(source, "coord")}
-    if group.pbc:
-        columns["box"] = _Column(source, "box")
-    table, atype, order = grouping.table, None, np.arange(group.natoms)
-    if group.mixed:
-        columns["real_atom_types"] = _Column(source, "atype")
-    else:
-        atype = group.first if table is None else table[group.first]
-        order = np.argsort(atype, kind="stable") if sort_atoms else order
-        atype = atype[order]
-    columns |= {request.name: _Column(source, request) for request in grouping.requests if request.name in group.found}
-    copies = np.asarray(group.copies)
-    return LmdbSystem(
-        path=group.name(grouping.path, alone=alone), type_map=grouping.names, natoms=group.natoms, pbc=group.pbc,
-        order=order, atype=atype, labels=grouping.requests, columns=columns, table=table,
-        found={request.name: float(request.name in group.found) for request in grouping.requests},
-        copies=None if np.all(copies == 1) else check_copies(copies, f"{grouping.path}, numb_copy"),
-    )  # fmt: skip
+    return grouping.systems(LmdbSystem, column_of, sort_atoms=sort_atoms)
 
 
 class _Source:
@@ -117,7 +100,7 @@ class _Column:
     """One quantity of a system."""
 
     source: _Source
-    name: str | LabelRequest
+    name: str
 
     @property
     def nframes(self) -> int:
@@ -125,8 +108,7 @@ class _Column:
 
     def read(self, frames: Integers, dtype: str) -> Floats:
         found = self.source.frames(frames)
-        names = [key_of(frame, self.name) if isinstance(self.name, LabelRequest) else self.name for frame in found]
-        rows = [np.asarray(frame[name or ""], dtype).reshape(-1) for frame, name in zip(found, names, strict=True)]
+        rows = [np.asarray(frame[self.name], dtype).reshape(-1) for frame in found]
         return np.stack(rows) if rows else np.empty((0, 0), dtype)
 
 
@@ -234,16 +216,16 @@ class _Reader:
             raise DataError(f"{where}: the record {key!r} is missing; the file is incomplete, copy or write it again")
         found: dict[str, Any] = {}
         for name, value in record.items():
-            array = _array(value, f"{where}, {name}")
-            if array is not None:
-                found[_NAMES.get(name, name)] = array
+            if value is not None:
+                found[_NAMES.get(name, name)] = _array(value, f"{where}, {name}")
         for name in ("coord", "atype"):
             if name not in found:
                 raise DataError(f"{where}: expected coords and atom_types, found {', '.join(sorted(record))}")
-        if found["atype"].dtype.kind not in "iu":
-            raise DataError(f"{where}: expected integers as atom_types, found dtype {found['atype'].dtype}")
+        if not isinstance(found["atype"], np.ndarray) or found["atype"].dtype.kind not in "iu":
+            raise DataError(f"{where}: expected integers as atom_types, found {found['atype']!r:.80}")
         box = found.get("box")
-        open_ones = box is None or bool(np.all(np.abs(box) < _NO_CELL)) or bool(found.get("nopbc", False))
+        none = isinstance(box, np.ndarray) and box.dtype.kind in "fiu" and bool(np.all(np.abs(box) < _NO_CELL))
+        open_ones = box is None or none or bool(np.any(found.get("nopbc", False)))
         found["box"] = None if open_ones else box
         return found
 
@@ -252,15 +234,14 @@ def _text_keys(record: Mapping[Any, Any]) -> dict[str, Any]:
     return {key.decode("utf-8", "replace") if isinstance(key, bytes) else str(key): v for key, v in record.items()}
 
 
-def _array(value: Any, where: str) -> np.ndarray[Any, Any] | None:
-    """An encoded array, a number or a list of numbers; None for what is no number (names, notes)."""
+def _array(value: Any, where: str) -> Any:
+    """An encoded array, a number or a list of numbers, as an array; what is no number (names, notes) unchanged."""
     if isinstance(value, bool | int | float):
         return np.asarray(value)
     if isinstance(value, list):
-        flat = [type(item) for item in value]
-        return np.asarray(value) if flat and all(kind in (int, float) for kind in flat) else None
+        return np.asarray(value) if value and all(type(item) in (int, float) for item in value) else value
     if not isinstance(value, dict):
-        return None
+        return value
     value = _text_keys(value)
     try:
         dtype = np.dtype(value["type"])

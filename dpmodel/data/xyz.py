@@ -11,14 +11,14 @@ atoms. Without `virial` it comes from `stress` (eV/Å^3, ASE's sign): virial = -
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dpmodel.data.frames import FrameSystem, MemoryColumn, Values, check_copies
-from dpmodel.data.grouping import Group, Grouping, key_of
+from dpmodel.data.frames import FrameSystem, MemoryColumn, Values
+from dpmodel.data.grouping import Group, Grouping
 from dpmodel.data.labels import LabelLike, LabelRequest, as_request
 from dpmodel.data.types import translation
 from dpmodel.errors import DataError
@@ -59,38 +59,12 @@ def open_xyz(
     for number, atoms in enumerate(frames):
         arrays.append(_arrays(atoms, numbers))
         grouping.add(number, arrays[-1], atoms.pbc)
-    groups = grouping.ordered()
-    return [_system(arrays, group, grouping, sort_atoms, alone=len(groups) == 1) for group in groups]
 
+    def column_of(group: Group) -> Callable[[str], Values]:
+        members = [arrays[number] for number in group.frames]
+        return lambda name: MemoryColumn(np.stack([np.reshape(frame[name], -1) for frame in members]))
 
-def _system(
-    arrays: Sequence[dict[str, Any]], group: Group, grouping: Grouping, sort_atoms: bool, *, alone: bool
-) -> FrameSystem:
-    members = [arrays[number] for number in group.frames]
-
-    def column(name: str) -> Values:
-        return MemoryColumn(np.stack([np.reshape(frame[name], -1) for frame in members]))
-
-    columns = {"coord": column("coord")}
-    if group.pbc:
-        columns["box"] = column("box")
-    table, atype, order = grouping.table, None, np.arange(group.natoms)
-    if group.mixed:
-        columns["real_atom_types"] = column("atype")
-    else:
-        atype = group.first if table is None else table[group.first]
-        order = np.argsort(atype, kind="stable") if sort_atoms else order
-        atype = atype[order]
-    for request in grouping.requests:
-        if request.name in group.found:
-            columns[request.name] = column(key_of(members[0], request) or request.name)
-    copies = np.asarray(group.copies)
-    return XyzSystem(
-        path=group.name(grouping.path, alone=alone), type_map=grouping.names, natoms=group.natoms, pbc=group.pbc,
-        order=order, atype=atype, labels=grouping.requests, columns=columns, table=table,
-        found={request.name: float(request.name in group.found) for request in grouping.requests},
-        copies=None if np.all(copies == 1) else check_copies(copies, f"{grouping.path}, numb_copy"),
-    )  # fmt: skip
+    return grouping.systems(XyzSystem, column_of, sort_atoms=sort_atoms)
 
 
 def _read(path: Path) -> list[Any]:
@@ -103,6 +77,8 @@ def _read(path: Path) -> list[Any]:
             f"{path}: expected a complete extended XYZ file with chemical symbols, but ASE cannot read it "
             f"({type(error).__name__}: {error})"
         ) from None
+    if not frames:
+        raise DataError(f"{path}: expected at least one frame, found none")
     if len(frames) != expected:
         raise DataError(f"{path}: expected {expected} frames by their first lines, ASE reads {len(frames)}")
     return frames
@@ -133,7 +109,7 @@ def _count(path: Path) -> int:
 
 
 def _arrays(atoms: Any, numbers: dict[str, int]) -> dict[str, Any]:
-    """Everything of a frame that is numbers, by name."""
+    """Everything of a frame, by name."""
     results = {} if atoms.calc is None else atoms.calc.results
     found: dict[str, Any] = {}
     for source in (atoms.info, atoms.arrays, results):
@@ -142,7 +118,7 @@ def _arrays(atoms: Any, numbers: dict[str, int]) -> dict[str, Any]:
                 array = np.asarray(value)
             except ValueError:  # lists of lists of different lengths are notes
                 continue
-            if name not in ("numbers", "positions") and array.dtype.kind in "fiub" and not isinstance(value, bool):
+            if name not in ("numbers", "positions"):
                 found[name] = array
     cell = np.asarray(atoms.cell.array)
     found |= {

@@ -99,7 +99,10 @@ class DataConfig(Config):
     """Which systems, and how batches are drawn from them."""
 
     systems: str | tuple[str, ...] = option(
-        ".", "A folder that is searched for systems (folders with type.raw), or a list of systems.", check=_filled
+        ".",
+        "A folder that is searched for systems (folders with type.raw), or a list of systems and such folders. Files of "
+        "HDF5 (x.hdf5#/group), LMDB and extended XYZ are systems too.",
+        check=_filled,
     )
     rglob_patterns: tuple[str, ...] | None = option(None, "Patterns that replace the search below `systems`.")
     batch_size: int | str | tuple[int, ...] = option(

@@ -1,0 +1,1 @@
+"""Data systems of every format."""
