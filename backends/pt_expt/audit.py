@@ -71,27 +71,39 @@ def _axes(leaves: Sequence[Leaf], fakes: Sequence[torch.Tensor], shape_env: Any)
     return names
 
 
-_SIZES = (0, 1, 2, 3, 7, 1000)
+_SIZES = (0, 1, 2, 3, 7, 1000, 10**6, 10**12)
+
+
+def _sizes(condition: Any) -> list[int]:
+    """Sizes to try: small, large, and where the numbers of the condition may change its answer."""
+    numbers = {abs(int(number)) for number in condition.atoms(sympy.Integer)}
+    numbers |= {a // b for a in numbers for b in numbers if b}  # 8 * atoms < 80
+    around = {number + step for number in numbers for step in (-1, 0, 1)}
+    return sorted({*_SIZES, *(size for size in around if size >= 0)})
 
 
 def holds_for_every_size(condition: Any, axis_of: Mapping[str, str]) -> bool:
-    """Whether a condition on sizes holds for every graph that `dpmodel.graph.check` accepts; tried at several sizes.
+    """Whether a condition on sizes holds for every graph that `dpmodel.graph.check` accepts.
+
+    It is tried: at small and large sizes, and around every number in it, where a comparison changes its answer.
 
     axis_of: by name of a symbol, the axis whose size it is; symbols of one axis are equal.
     """
-    return _counterexample(condition, axis_of, _SIZES) is None
+    return _counterexample(condition, axis_of) is None
 
 
-def _counterexample(condition: Any, axis_of: Mapping[str, str], tried: Sequence[int]) -> dict[str, int] | None:
-    """Sizes of axes for which the condition does not hold."""
+def _counterexample(condition: Any, axis_of: Mapping[str, str], *, leave_out: int = -1) -> dict[str, int] | None:
+    """Sizes of axes, none of them `leave_out`, for which the condition does not hold."""
     condition = sympy.sympify(condition)
+    tried = [size for size in _sizes(condition) if size != leave_out]
     axes = {symbol: axis_of.get(str(symbol), str(symbol)) for symbol in condition.free_symbols}
     names = sorted(set(axes.values()))
     for sizes in itertools.product(tried, repeat=len(names)):
         size = dict(zip(names, sizes, strict=True))
         if size.get("nodes", max(tried)) < size.get("atoms", 0):  # owned atoms are nodes
             continue
-        if condition.subs({symbol: size[axis] for symbol, axis in axes.items()}) != sympy.true:
+        # At once: `subs` goes symbol by symbol, and a size of 0 contradicts what is left of a symbol that torch calls positive.
+        if condition.xreplace({symbol: sympy.Integer(size[axis]) for symbol, axis in axes.items()}) != sympy.true:
             return size
     return None
 
@@ -102,7 +114,7 @@ def _check_guard(guard: Any) -> None:
     A size of 1 is left out: how memory is laid out asks for it everywhere, and code that is right for any other size is
     right for 1, which the tests of compiled models look at.
     """
-    sizes = _counterexample(guard, {}, [size for size in _SIZES if size != 1])
+    sizes = _counterexample(guard, {}, leave_out=1)
     if sizes is not None:
         raise BackendError(
             f"the trace of the model is right only where {guard}: a layer branches on a size, or needs sizes that "

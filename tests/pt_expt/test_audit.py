@@ -67,6 +67,23 @@ def branch_on_size(_: Careless, graph: Graph, x: Array) -> Array:
     return x * 2 if graph.frame.shape[0] > 5 else x
 
 
+def branch_on_large_size(_: Careless, graph: Graph, x: Array) -> Array:
+    """Chunks, say."""
+    return x * 2 if graph.frame.shape[0] > 4096 else x
+
+
+def branch_on_one_size(_: Careless, graph: Graph, x: Array) -> Array:
+    return x * 2 if graph.frame.shape[0] == 10 else x
+
+
+def branch_on_a_multiple(_: Careless, graph: Graph, x: Array) -> Array:
+    return x * 2 if 8 * graph.frame.shape[0] == 160 else x
+
+
+def branch_on_a_product(_: Careless, graph: Graph, x: Array) -> Array:
+    return x * 2 if graph.frame.shape[0] * x.shape[0] > 2**31 else x
+
+
 def even_size(_: Careless, graph: Graph, x: Array) -> Array:
     return torch.cat([x, x, x]).reshape(3, -1) if graph.frame.shape[0] % 2 else x
 
@@ -91,6 +108,10 @@ REFUSED: dict[Energies, str] = {
     shape_from_data: r"an array whose size depends on data \(aten.index.*selecting by a mask",
     python_size: r"takes the size of frames \(of natoms\) for \d+: a layer compares it with a number",
     branch_on_size: r"is right only where .*atoms > 5: a layer branches on a size.*fails for \{'atoms': 0\}",
+    branch_on_large_size: r"is right only where .*atoms <= 4096: a layer branches on a size.*fails for \{'atoms': 4097\}",
+    branch_on_one_size: r"is right only where Ne\(.*10.*: a layer branches on a size.*fails for \{'atoms': 10\}",
+    branch_on_a_multiple: r"is right only where Ne\(.*: a layer branches on a size.*fails for \{'atoms': 20\}",
+    branch_on_a_product: r"is right only where atoms\*edges <= 2147483648: a layer branches on a size",
     even_size: r"is right only where .*atoms.*2.*a layer branches on a size",
     unequal_sizes: r"is right only where Ne\(atoms, edges\).*fails for \{'atoms': 0, 'edges': 0\}",
     mixed_rows: r"cannot be traced in Careless \(.*test_audit.py:\d+\): RuntimeError: The size of tensor a",
@@ -117,7 +138,9 @@ def test_refused(energies: Energies) -> None:
 
 
 @pytest.mark.parametrize(
-    "energies", [constant, item, branch_on_size, unequal_sizes, mixed_rows, random], ids=lambda f: f.__name__
+    "energies",
+    [constant, item, branch_on_size, branch_on_large_size, branch_on_one_size, unequal_sizes, mixed_rows, random],
+    ids=lambda f: f.__name__,
 )
 def test_refused_in_training(energies: Energies) -> None:
     step = CompiledStep(module_of(energies), frozenset(("energy", "force")), derivatives=True)
