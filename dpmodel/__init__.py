@@ -15,11 +15,15 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dpmodel.deviation import model_deviation
     from dpmodel.potential import Potential, freeze, load, save
 
-__all__ = ["Potential", "__version__", "freeze", "load", "save"]
+__all__ = ["Potential", "__version__", "freeze", "load", "model_deviation", "save"]
 
-_HOMES = dict.fromkeys(("Potential", "freeze", "load", "save"), "dpmodel.potential")
+_HOMES = {
+    **dict.fromkeys(("Potential", "freeze", "load", "save"), "dpmodel.potential"),
+    "model_deviation": "dpmodel.deviation",
+}
 
 try:
     __version__ = version("dpmodel")

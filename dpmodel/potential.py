@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dpmodel.arguments import Frames
 from dpmodel.backend import Backend, Evaluator, get_backend, get_exporter
 from dpmodel.errors import BackendError, InputError
 from dpmodel.evaluation import assemble_frames, atoms_per_call, evaluate_graph
 from dpmodel.files.model_file import ModelFile, read_model, write_model
-from dpmodel.geometry.cells import check_pbc, make_lattice
+from dpmodel.geometry.cells import check_pbc
+from dpmodel.graph import Graph
 from dpmodel.models import Model, builder_of
+from dpmodel.models.probe import Probe
 from dpmodel.nn.charge_spin import check_charge_spin
 
 __all__ = ["Potential", "freeze", "load", "save"]
@@ -49,7 +52,7 @@ def load(
         return _load_artefact(Path(path), backend, device, compile=compile)
     chosen = get_backend(backend)
     file = read_model(path)
-    return Potential(file, chosen, chosen.evaluator(file.model, device=device, compile=compile))
+    return Potential(file, chosen, chosen.evaluator(file.model, device=device, compile=compile), device=device)
 
 
 def _load_artefact(path: Path, backend: str | None, device: str | None, *, compile: bool) -> Potential:
@@ -57,7 +60,7 @@ def _load_artefact(path: Path, backend: str | None, device: str | None, *, compi
         raise InputError(f"compile=True: {path} is compiled already; leave it out")
     exporter = get_exporter(backend)
     file, evaluator = exporter.open_artefact(path, device=device)
-    return Potential(file, exporter, evaluator, without=(*evaluator.without, "hessian"))
+    return Potential(file, exporter, evaluator, without=(*evaluator.without, "hessian"), device=device)
 
 
 def freeze(
@@ -97,15 +100,23 @@ class Potential:
     """A loaded model: `evaluate` gives energies, forces, virials."""
 
     def __init__(
-        self, file: ModelFile, backend: Backend, evaluator: Evaluator, *, without: tuple[str, ...] = ()
+        self,
+        file: ModelFile,
+        backend: Backend,
+        evaluator: Evaluator,
+        *,
+        without: tuple[str, ...] = (),
+        device: str | None = None,
     ) -> None:
-        """without: outputs that the evaluator lacks."""
+        """without: outputs that the evaluator lacks. device: where it runs."""
         self.file = file
         self._without = without
         self.backend = backend
         self._evaluator = evaluator
         self._model = file.model
         self._builder = builder_of(self._model)
+        self._device = device
+        self._probe: Evaluator | None = None
 
     @classmethod
     def from_model(
@@ -113,7 +124,8 @@ class Potential:
     ) -> Potential:
         """Wrap a model of NumPy arrays that was built rather than loaded."""
         chosen = get_backend(backend)
-        return cls(ModelFile(model=model), chosen, chosen.evaluator(model, device=device, compile=compile))
+        evaluator = chosen.evaluator(model, device=device, compile=compile)
+        return cls(ModelFile(model=model), chosen, evaluator, device=device)
 
     def __repr__(self) -> str:
         return f"Potential({self._model.output().name}, type_map={list(self.type_map)}, rcut={self.rcut}, backend={self.backend.name!r})"
@@ -198,42 +210,101 @@ class Potential:
         if hessian:
             self._check_hessian()
         forces = self._with_forces(forces)
-        frames = _Frames.read(coord, atype, box, self.type_map, check_pbc(pbc))
-        parameters = {
-            "fparam": frames.frame_values(fparam, self.dim_fparam, "fparam"),
-            "aparam": frames.atom_values(aparam, self.dim_aparam, "aparam"),
-            "spin": frames.atom_values(spin, 3 if self._model.spin_scales is not None else 0, "spin"),
-            "charge_spin": frames.frame_values(charge_spin, 2 if self._model.takes_charge_spin else 0, "charge_spin"),
-        }
-        if self.dim_fparam and fparam is None and not self._model.has_default_fparam:
-            raise InputError(
-                f"fparam is missing: this model takes {self.dim_fparam} numbers per frame and has no default"
-            )
-        if self.dim_aparam and aparam is None:
-            raise InputError(f"aparam is missing: this model takes {self.dim_aparam} numbers per atom")
-        if self._model.spin_scales is not None and spin is None:
-            raise InputError("spin is missing: this model takes a vector for every atom, (frames, atoms, 3)")
-        if (charges := parameters["charge_spin"]) is not None:
-            check_charge_spin(charges, "charge_spin")
-        elif self._model.takes_charge_spin and self._model.default_charge_spin is None:
-            raise InputError(
-                "charge_spin is missing: this model takes charge and spin of every frame and has no default"
-            )
-        virials = atomic and atomic_virial is not False
-        size = atoms_per_call(self._model)
-        parts = []
-        for part in frames.chunks(size):
-            given = {k: None if v is None else v[part] for k, v in parameters.items()}
-            cell = None if frames.cell is None else frames.cell[part]
-            graph = self._builder.build(
-                frames.coord[part], frames.atype[part], cell, pbc=pbc, numbers=range(part.start, part.stop), **given
-            )
+        virials, parts, output = atomic and atomic_virial is not False, [], self._model.output()
+        given = {"fparam": fparam, "aparam": aparam, "spin": spin, "charge_spin": charge_spin}
+        for shape, graph, size in self._graphs(
+            Frames.read(coord, atype, box, self.type_map, check_pbc(pbc)), pbc, given
+        ):
             flat = evaluate_graph(
                 self._evaluator, graph, self._model, forces=forces, atomic=virials, size=size, hessian=hessian
             )
-            parts.append(assemble_frames(flat, frames.coord[part].shape[:2], self._model.output(), atomic=atomic))
+            parts.append(assemble_frames(flat, shape, output, atomic=atomic))
         left_out = () if forces else ("force", "virial", "atom_virial", "force_mag")
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0] if key not in left_out}
+
+    def features(
+        self,
+        coord: Any,
+        atype: Any,
+        box: Any = None,
+        *,
+        pbc: bool | Sequence[bool] = True,
+        fparam: Any = None,
+        aparam: Any = None,
+        spin: Any = None,
+        charge_spin: Any = None,
+    ) -> dict[str, np.ndarray]:
+        """What the model computes on the way to its output; arguments as for `evaluate`.
+
+        Returns `descriptor` and `fitting_feature` (the last hidden layer of the fitting net, or its input where it has
+        no hidden layer), each (nf, na, width) in the precision of the net; 0 for padding.
+
+        Raises InputError as `evaluate`, and for models without one descriptor and one fitting net (linear, ZBL, tables).
+        """
+        if self._probe is None:
+            self._probe = self.backend.evaluator(Probe.of(self.model), device=self._device)
+        frames, parts = Frames.read(coord, atype, box, self.type_map, check_pbc(pbc)), []
+        given = {"fparam": fparam, "aparam": aparam, "spin": spin, "charge_spin": charge_spin}
+        for shape, graph, size in self._graphs(frames, pbc, given):
+            flat = evaluate_graph(self._probe, graph, self._probe.model(), forces=False, atomic=False, size=size)
+            parts.append({key: value.reshape(*shape, -1) for key, value in flat.items()})
+        real = (frames.atype >= 0)[:, :, None]
+        return {key: np.where(real, np.concatenate([part[key] for part in parts]), 0) for key in parts[0]}
+
+    def descriptors(self, coord: Any, atype: Any, box: Any = None, **options: Any) -> np.ndarray:
+        """(nf, na, width) descriptors of atoms; see `features`."""
+        return self.features(coord, atype, box, **options)["descriptor"]
+
+    def fitting_features(self, coord: Any, atype: Any, box: Any = None, **options: Any) -> np.ndarray:
+        """(nf, na, width) last hidden layer of the fitting net; see `features`."""
+        return self.features(coord, atype, box, **options)["fitting_feature"]
+
+    def _graphs(
+        self, frames: Frames, pbc: bool | Sequence[bool], given: Mapping[str, Any]
+    ) -> Iterator[tuple[tuple[int, int], Graph, int]]:
+        """(frames and atoms, graph, atoms that a call may hold) of parts that fit into memory.
+
+        given: the optional inputs as the user wrote them. Raises InputError for them at once.
+        """
+        checked = self._parameters(frames, given)
+        size = atoms_per_call(self._model)
+
+        def graphs() -> Iterator[tuple[tuple[int, int], Graph, int]]:
+            for part in frames.chunks(size):
+                own = {k: None if v is None else v[part] for k, v in checked.items()}
+                coord, cell = frames.coord[part], None if frames.cell is None else frames.cell[part]
+                numbers = range(part.start, part.stop)
+                graph = self._builder.build(coord, frames.atype[part], cell, pbc=pbc, numbers=numbers, **own)
+                yield (coord.shape[0], coord.shape[1]), graph, size
+
+        return graphs()
+
+    def _parameters(self, frames: Frames, given: Mapping[str, Any]) -> dict[str, np.ndarray | None]:
+        """The optional inputs, checked."""
+        model = self._model
+        found = {
+            "fparam": frames.frame_values(given["fparam"], self.dim_fparam, "fparam"),
+            "aparam": frames.atom_values(given["aparam"], self.dim_aparam, "aparam"),
+            "spin": frames.atom_values(given["spin"], 3 if model.spin_scales is not None else 0, "spin"),
+            "charge_spin": frames.frame_values(
+                given["charge_spin"], 2 if model.takes_charge_spin else 0, "charge_spin"
+            ),
+        }
+        if self.dim_fparam and found["fparam"] is None and not model.has_default_fparam:
+            raise InputError(
+                f"fparam is missing: this model takes {self.dim_fparam} numbers per frame and has no default"
+            )
+        if self.dim_aparam and found["aparam"] is None:
+            raise InputError(f"aparam is missing: this model takes {self.dim_aparam} numbers per atom")
+        if model.spin_scales is not None and found["spin"] is None:
+            raise InputError("spin is missing: this model takes a vector for every atom, (frames, atoms, 3)")
+        if (charges := found["charge_spin"]) is not None:
+            check_charge_spin(charges, "charge_spin")
+        elif model.takes_charge_spin and model.default_charge_spin is None:
+            raise InputError(
+                "charge_spin is missing: this model takes charge and spin of every frame and has no default"
+            )
+        return found
 
     def _check_hessian(self) -> None:
         """Raise where there are no Hessians."""
@@ -260,121 +331,3 @@ class Potential:
         if forces and not output.differentiable:
             raise InputError(f"forces=True: forces do not derive from {output.name!r}; leave it out")
         return self.backend.has_gradients and output.differentiable if forces is None else bool(forces)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Frames:
-    """Checked inputs: coord (nf, na, 3), atype (nf, na), cell (nf, 3, 3) or None."""
-
-    coord: np.ndarray
-    atype: np.ndarray
-    cell: np.ndarray | None
-
-    @classmethod
-    def read(cls, coord: Any, atype: Any, box: Any, type_map: tuple[str, ...], pbc: tuple[bool, bool, bool]) -> _Frames:
-        coord = _floats(coord, "coord")
-        shape = coord.shape
-        coord = coord[None] if coord.ndim == 2 else coord
-        if coord.ndim != 3 or coord.shape[2] != 3:
-            raise InputError(f"coord: expected shape (frames, atoms, 3) or (atoms, 3), got {shape}")
-        nf, na = coord.shape[:2]
-        if nf < 1:
-            raise InputError(f"coord: expected at least one frame, got shape {shape}")
-        types = _types(atype, type_map)
-        if types.shape not in ((na,), (nf, na)):
-            raise InputError(f"atype: expected shape ({na},) or ({nf}, {na}) to go with coord, got {types.shape}")
-        types = np.broadcast_to(types, (nf, na))
-        if types.size and (types.min() < -1 or types.max() >= len(type_map)):
-            bad = next(int(t) for t in types.ravel() if t < -1 or t >= len(type_map))
-            raise InputError(
-                f"atype: {bad} is out of range; this model knows 0 to {len(type_map) - 1} {list(type_map)}, and -1 pads"
-            )
-        wrong = ~np.isfinite(coord).all(axis=2) & (types >= 0)
-        if wrong.any():
-            frame, atom = np.argwhere(wrong)[0]
-            raise InputError(
-                f"coord: atom {atom} of frame {frame} has NaN or infinite coordinates {coord[frame, atom].tolist()}"
-            )
-        return cls(coord, types, None if box is None else _cells(box, nf, pbc))
-
-    def chunks(self, size: int) -> Iterator[slice]:
-        """Slices of frames with at most `size` atoms each (at least one frame)."""
-        nf, na = self.atype.shape
-        step = max(1, size // max(1, na))
-        return (slice(k, min(k + step, nf)) for k in range(0, nf, step))
-
-    def frame_values(self, value: Any, width: int, name: str) -> np.ndarray | None:
-        """(nf, width), from (nf, width) or (width,)."""
-        return self._values(value, width, name, (self.atype.shape[0], width), ((width,),))
-
-    def atom_values(self, value: Any, width: int, name: str) -> np.ndarray | None:
-        """(nf, na, width), from that or (na, width)."""
-        nf, na = self.atype.shape
-        return self._values(value, width, name, (nf, na, width), ((na, width),))
-
-    def _values(
-        self, value: Any, width: int, name: str, shape: tuple[int, ...], short: tuple[tuple[int, ...], ...]
-    ) -> np.ndarray | None:
-        if value is None:
-            return None
-        if not width:
-            raise InputError(f"{name} was given, but this model does not take it; leave it out")
-        array = _floats(value, name)
-        if array.shape != shape and array.shape not in short:
-            allowed = " or ".join(str(each) for each in dict.fromkeys((shape, *short)))
-            raise InputError(f"{name}: expected shape {allowed}, got {array.shape}")
-        if not np.all(np.isfinite(array)):
-            raise InputError(f"{name} holds NaN or infinite numbers")
-        return np.broadcast_to(array, shape)
-
-
-def _array(value: Any, name: str) -> np.ndarray:
-    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
-        raise InputError(
-            f"{name}: {int(np.sum(np.ma.getmaskarray(value)))} entries are masked; leave them out, or fill them with numbers"
-        )
-    try:
-        return np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as problem:  # RuntimeError: a tensor that requires grad
-        raise InputError(
-            f"{name}: expected numbers of a regular shape, got {type(value).__name__} ({problem})"
-        ) from problem
-
-
-def _floats(value: Any, name: str) -> np.ndarray:
-    array = _array(value, name)
-    if array.dtype.kind not in "fiu" and array.size:
-        raise InputError(f"{name}: expected real numbers, got {type(value).__name__} of dtype {array.dtype}")
-    return array.astype(np.float64, copy=False)
-
-
-def _cells(box: Any, nf: int, pbc: tuple[bool, bool, bool]) -> np.ndarray:
-    """(nf, 3, 3). Raises InputError for other shapes and for cells without volume."""
-    cells = _floats(box, "box")
-    if cells.shape not in ((9,), (3, 3), (1, 9), (1, 3, 3), (nf, 9), (nf, 3, 3)):
-        raise InputError(
-            f"box: expected shape ({nf}, 3, 3), ({nf}, 9), (3, 3) or (9,), rows are cell vectors; got {cells.shape}"
-        )
-    cells = cells.reshape(-1, 3, 3)
-    for frame, cell in enumerate(cells):
-        make_lattice(cell, pbc, where=f"box: frame {frame}: ")
-    return np.broadcast_to(cells, (nf, 3, 3))
-
-
-def _types(atype: Any, type_map: tuple[str, ...]) -> np.ndarray:
-    array = _array(atype, "atype")
-    if array.dtype.kind == "U" or (array.dtype.kind == "O" and all(isinstance(name, str) for name in array.flat)):
-        index = {name: k for k, name in enumerate(type_map)}
-        try:
-            return np.array([index[str(name)] for name in array.ravel()], dtype=np.int64).reshape(array.shape)
-        except KeyError as problem:
-            raise InputError(
-                f"atype: the model knows no {problem.args[0]!r}; its type_map is {list(type_map)}"
-            ) from None
-    if array.dtype.kind not in "iu" and array.size:
-        raise InputError(f"atype: expected integers or symbols, got dtype {array.dtype}")
-    if array.dtype.kind == "u" and array.size and array.max() >= len(type_map):  # 2^64 - 1 would become -1
-        raise InputError(
-            f"atype: {array.max()} is out of range; this model knows 0 to {len(type_map) - 1} {list(type_map)}"
-        )
-    return array.astype(np.int64, copy=False)

@@ -19,6 +19,8 @@ MODULES: dict[str, str] = {
     "convert-backend": "dpmodel.cli.convert",
     "show": "dpmodel.cli.show",
     "neighbor-stat": "dpmodel.cli.neighbour_stat",
+    "model-devi": "dpmodel.cli.model_devi",
+    "embed": "dpmodel.cli.embed",
     "plot": "dpmodel.cli.plot",
     "doc": "dpmodel.cli.doc",
     "doc-train-input": "dpmodel.cli.doc",
@@ -27,9 +29,7 @@ MODULES: dict[str, str] = {
 
 LATER: dict[str, str] = {
     "change-bias": "train with --init-model on the new data instead",
-    "model-devi": "evaluate the models with dpmodel.load and compare their forces",
-    "embed": "",
-    "eval-desc": "",
+    "eval-desc": "use `dpmodel embed`, which writes descriptors to an HDF5 file",
     "compress": "models run uncompressed here",
     "pretrained": "",
     "gui": "",
@@ -81,6 +81,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_show(commands)
     _add_neighbour_stat(commands)
+    _add_model_devi(commands)
+    _add_embed(commands)
     _add_plot(commands)
     _add_doc(commands)
     for name, instead in LATER.items():
@@ -222,6 +224,57 @@ def _add_neighbour_stat(commands: Any) -> None:
     parser.add_argument(
         "--mixed-type", "--one-type", dest="mixed_type", action="store_true", help="one number for all types together"
     )
+
+
+def _add_model_devi(commands: Any) -> None:
+    parser = _add_command(commands, "model-devi", "Compare several models: how far do their predictions differ?")
+    parser.add_argument(
+        "-m", "--models", nargs="+", required=True, metavar="MODEL", help="model files or checkpoints, at least two"
+    )
+    parser.add_argument("-s", "--system", nargs="+", default=["."], metavar="FOLDER", help="data systems; default: .")
+    parser.add_argument(
+        "-o", "--output", default="model_devi.out", metavar="FILE", help="the table; default: model_devi.out"
+    )
+    parser.add_argument(
+        "-f",
+        "--frequency",
+        type=int,
+        default=1,
+        metavar="N",
+        help="steps between frames, for the first column; default: 1",
+    )
+    parser.add_argument(
+        "--real_error", "--real-error", dest="real_error", action="store_true",
+        help="the error of the models against the labels, instead of their deviation from each other",
+    )  # fmt: skip
+    parser.add_argument("--atomic", action="store_true", help="add the deviation of the force of every atom")
+    parser.add_argument(
+        "--relative",
+        type=float,
+        metavar="LEVEL",
+        help="divide deviations of forces by (norm of the mean + LEVEL), eV/Å",
+    )
+    parser.add_argument(
+        "--relative_v", "--relative-v", dest="relative_v", type=float, metavar="LEVEL",
+        help="divide deviations of virials by (absolute mean + LEVEL), eV per atom",
+    )  # fmt: skip
+    _add_device(parser)
+
+
+def _add_embed(commands: Any) -> None:
+    parser = _add_command(commands, "embed", "Write descriptors and features of the fitting net of every atom (HDF5).")
+    parser.add_argument("-m", "--model", required=True, metavar="MODEL", help="a model file or a checkpoint")
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument("-s", "--system", nargs="+", metavar="FOLDER", help="data systems; default: .")
+    data.add_argument("-f", "--datafile", metavar="FILE", help="a text file with one system per line")
+    parser.add_argument(
+        "-o", "--output", default="embedding.hdf5", metavar="FILE", help="where they go; default: embedding.hdf5"
+    )
+    parser.add_argument(
+        "--dtype", choices=("fp32", "fp64", "native"), default="fp32", help="precision of the file; default: fp32"
+    )
+    parser.add_argument("--head", "--model-branch", dest="head", metavar="NAME", help=argparse.SUPPRESS)
+    _add_device(parser)
 
 
 def _add_plot(commands: Any) -> None:

@@ -6,10 +6,10 @@ import argparse
 import json
 import logging
 from contextlib import nullcontext
-from pathlib import Path
 
 import numpy as np
 
+from dpmodel.cli.systems import systems_of
 from dpmodel.details import DetailWriter
 from dpmodel.errors import InputError
 from dpmodel.files.atomic import atomic_write
@@ -51,19 +51,9 @@ def run(args: argparse.Namespace) -> None:
 
 def _systems(args: argparse.Namespace) -> tuple[str | list[str], tuple[str, ...] | None]:
     """(systems, patterns) as an input file has them. Raises InputError."""
-    if args.datafile is not None:
-        try:
-            lines = Path(args.datafile).read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError:
-            raise InputError(f"{args.datafile}: expected a text file with one system per line") from None
-        found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-        if not found:
-            raise InputError(f"{args.datafile}: expected a text file with one system per line, found none")
-        return found, None
     source = args.train_data or args.valid_data
     if source is None:
-        given = args.system or ["."]
-        return (given[0] if len(given) == 1 else given), None
+        return systems_of(args.system, args.datafile), None
     training = load_input(source).training
     section = training.training_data if args.train_data else training.validation_data
     if section is None:

@@ -37,6 +37,8 @@ class Output:
     """Mean over atoms instead of sum."""
     loss: str = "property"
     """`type` of the loss that goes with it."""
+    by_type: bool = True
+    """Whether statistics of the labels are those of every type; False: one for all types."""
 
 
 class FittingConfig(Config):
@@ -159,10 +161,8 @@ class Fitting(Op):
 
     def core(self, features: Features, graph: Graph) -> Array:
         """(n, dim_out), global precision: nets plus bias_atom_e, before exclusions."""
-        xp = array_namespace(features.node)
-        n, dtype = graph.frame.shape[0], self.networks[0].layers[-1].w.dtype
-        extra = self._extra_inputs(graph, n, dtype)
-        x = xp.concat([as_dtype(features.node, dtype), *extra], axis=-1) if extra else as_dtype(features.node, dtype)
+        xp, n = array_namespace(features.node), graph.frame.shape[0]
+        x, extra = self._inputs(features, graph)
         vacuum = self.vacuum()
         x0 = None if vacuum is None else xp.concat([zeros(features.node.shape, x), *extra], axis=-1)
         if self.mixed_types:
@@ -173,6 +173,21 @@ class Fitting(Op):
         atype = graph.atype[:n]
         atype = xp.where(atype < 0, xp.zeros_like(atype), atype)
         return as_dtype(y, global_dtype()) + take_rows(as_dtype(self.bias_atom_e, global_dtype()), atype)
+
+    def hidden(self, features: Features, graph: Graph) -> Array:
+        """(n, width), the nets' precision: the last hidden layer, or the input of nets without one."""
+        x, _ = self._inputs(features, graph)
+        if self.mixed_types:
+            return self.networks[0].hidden(x)
+        types = graph.grouped()
+        parts = [net.hidden(take_rows(x, rows)) for net, rows in zip(self.networks, types.rows, strict=True)]
+        return take_rows(array_namespace(x).concat(parts, axis=0), types.place)
+
+    def _inputs(self, features: Features, graph: Graph) -> tuple[Array, list[Array]]:
+        """The nets' input (n, width), and its blocks behind the descriptor."""
+        dtype = self.networks[0].layers[-1].w.dtype
+        x, extra = as_dtype(features.node, dtype), self._extra_inputs(graph, graph.frame.shape[0], dtype)
+        return (array_namespace(x).concat([x, *extra], axis=-1) if extra else x), extra
 
     def _by_type(self, x: Array, x0: Array | None, vacuum: tuple[bool, ...] | None, graph: Graph) -> Array:
         parts, types = [], graph.grouped()

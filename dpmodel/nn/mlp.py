@@ -67,6 +67,12 @@ class MLP(Op):
             x = layer(x)
         return x
 
+    def hidden(self, x: Array) -> Array:
+        """(..., in) -> (..., width): what the last layer gets."""
+        for layer in self.layers[:-1]:
+            x = layer(x)
+        return x
+
 
 def child_seed(seed: Seed, k: int) -> Seed:
     """The seed of the k-th part of something seeded with `seed`; None stays None (random)."""

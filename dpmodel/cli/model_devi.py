@@ -1,0 +1,39 @@
+"""`dpmodel model-devi`: how far several models differ on data systems."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from dpmodel.cli.systems import systems_of
+from dpmodel.deviation import deviations_of_systems, write_deviations
+from dpmodel.errors import InputError
+from dpmodel.files.atomic import atomic_write
+from dpmodel.potential import load
+
+__all__ = ["run"]
+
+log = logging.getLogger(__name__)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the table, whole or not at all."""
+    if args.frequency < 1:
+        raise InputError(f"--frequency: expected a number of steps above 0, got {args.frequency}")
+    potentials = [load(path, args.backend, device=args.device) for path in args.models]
+    results = deviations_of_systems(
+        potentials,
+        systems_of(args.system),
+        relative=args.relative,
+        relative_v=args.relative_v,
+        real_error=args.real_error,
+    )
+    counts: list[int] = []
+
+    def write(path: Path) -> None:
+        with path.open("w", encoding="utf-8") as stream:
+            counts.append(write_deviations(stream, results, frequency=args.frequency, atomic=args.atomic))
+
+    atomic_write(args.output, write)
+    log.info("%s: %d frames, %d models", args.output, counts[-1], len(potentials))
