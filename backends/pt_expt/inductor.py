@@ -11,12 +11,17 @@ sums rows. (It does so only where the number of threads is not fixed to 1 when c
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
 import torch
+import torch.compiler.config as compiler_config
 import torch.fx.experimental._config as fx_config
 from torch._inductor import config
 from torch._inductor.decomposition import select_decomp_table
@@ -51,18 +56,24 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     return {**select_decomp_table(), torch.ops.aten.index_add.default: scatter_rows}
 
 
+_ONE_AT_A_TIME = threading.RLock()
+"""The table of decompositions and the filters of warnings belong to the process."""
+
+
 @contextlib.contextmanager
 def for_any_size(shape_env: Any, *, oblivious: bool = True) -> Iterator[None]:
-    """Compile in here. Raises BackendError where the compiler has taken something about the sizes for a fact.
+    """Compile in here, one thread at a time. Raises BackendError where the compiler has taken something about the sizes for a fact.
 
     oblivious: whether it may not look at the sample's sizes at all.
     """
     ranges = dict(shape_env.var_to_range)
     with (
+        _ONE_AT_A_TIME,
         warnings.catch_warnings(),
         _our_decompositions(),
         config.patch(dict(OPTIONS)),
         cast(Any, fx_config).patch(backed_size_oblivious=oblivious),
+        cast(Any, compiler_config).patch(cache_key_tag=_cache_key(oblivious)),
         shape_env.suppress_guards(),
     ):
         # torch deprecates parts of itself that its compiler still uses.
@@ -74,14 +85,29 @@ def for_any_size(shape_env: Any, *, oblivious: bool = True) -> Iterator[None]:
         raise BackendError(f"the compiler restricted sizes of the model's inputs: {changed}")
 
 
+def _cache_key(oblivious: bool) -> str:
+    """What Inductor's cache on disk is to tell apart besides what it does: how it was told to look at sizes.
+
+    Whoever compiles with torch into the same folder has guards; versions of this file differ in what they replace.
+    """
+    return f"{compiler_config.cache_key_tag} dpmodel {_own_hash()} oblivious={oblivious}"
+
+
+@functools.cache
+def _own_hash() -> str:
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+
+
 @contextlib.contextmanager
 def _our_decompositions() -> Iterator[None]:
     """Not every way to call Inductor takes a table, but all look into this one."""
-    table = select_decomp_table()
-    before = dict(table)
-    table.update(decompositions())
+    table, op = select_decomp_table(), torch.ops.aten.index_add.default
+    before = table.get(op)
+    table[op] = decompositions()[op]
     try:
         yield
     finally:
-        table.clear()
-        table.update(before)
+        if before is None:
+            del table[op]
+        else:
+            table[op] = before

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Any, cast
+
 import pytest
 import torch
+import torch.compiler.config as compiler_config
+from torch._inductor.codecache import compiled_fx_graph_hash
 from torch._inductor.decomposition import select_decomp_table
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._sympy.value_ranges import ValueRanges
@@ -42,6 +47,44 @@ def test_torch_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch, known: bool) -
     with pytest.raises(RuntimeError), for_any_size(ShapeEnv()):
         raise RuntimeError
     assert table == before
+
+
+def test_threads_compile_one_after_the_other() -> None:
+    table = select_decomp_table()
+    before, inside, leave, seen = dict(table), threading.Event(), threading.Event(), list[Any]()
+
+    def other() -> None:
+        with for_any_size(ShapeEnv()):
+            inside.set()
+            leave.wait(10)
+            seen.append(table.get(INDEX_ADD))
+
+    thread = threading.Thread(target=other)
+    with for_any_size(ShapeEnv()), for_any_size(ShapeEnv()):  # one thread may be in there twice
+        thread.start()
+        assert not inside.wait(0.2)
+    assert inside.wait(10)
+    leave.set()
+    thread.join(10)
+    assert seen == [scatter_rows] and table == before
+
+
+def test_the_cache_on_disk_tells_settings_apart() -> None:
+    """One graph, compiled by us in two ways and by others who use the same folder."""
+    traced = torch.fx.symbolic_trace(torch.nn.ReLU())
+
+    def key() -> str:
+        return compiled_fx_graph_hash(traced, [], {}, [])[0]
+
+    keys = [key()]
+    for oblivious in (True, False):
+        with for_any_size(ShapeEnv(), oblivious=oblivious):
+            keys += [key(), key()]
+    assert keys[1] == keys[2] and keys[3] == keys[4] and len(set(keys)) == 3
+    assert key() == keys[0]
+    with cast(Any, compiler_config).patch(cache_key_tag="user"), for_any_size(ShapeEnv()):
+        assert "user" in compiler_config.cache_key_tag
+        assert key() not in keys
 
 
 def test_facts_about_sizes_are_refused() -> None:
