@@ -9,6 +9,7 @@ import numpy as np
 
 from dpmodel.errors import DPError
 from dpmodel.graph import Graph
+from dpmodel.losses.base import Label
 from dpmodel.models import Model
 from dpmodel.op import Array
 
@@ -28,6 +29,11 @@ class Loss(Protocol):
     @property
     def outputs(self) -> Collection[str]:
         """Outputs of the model that enter."""
+        ...
+
+    @property
+    def labels(self) -> Collection[Label]:
+        """What it reads from the data."""
         ...
 
     def __call__(
