@@ -4,8 +4,9 @@
 
     atoms.calc = Calculator("model.dp")
     atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()
+    atoms.calc.get_hessian(atoms)       # for ase.vibrations.VibrationsData.from_2d(atoms, ...)
 
-Units are ASE's own: eV, eV/Å, eV/Å^3.
+Units are ASE's own: eV, eV/Å, eV/Å^3, eV/Å^2.
 """
 
 from __future__ import annotations
@@ -33,13 +34,15 @@ _VOIGT = (0, 4, 8, 5, 2, 1)
 
 
 class Calculator(AseCalculator):
-    """Energies, forces and stress of a potential.
+    """Energies, forces, stress and Hessian of a potential; the dipole of a dipole model.
 
-    Properties: `energy` and `free_energy` (equal), `energies` (per atom), and on backends with derivatives `forces`
-    and, where the cell has a volume, `stress` (xx, yy, zz, yz, xz, xy).
+    Properties: `energy` and `free_energy` (equal), `energies` (per atom), and on backends with derivatives `forces`,
+    `hessian` (3 n, 3 n) and, where the cell has a volume, `stress` (xx, yy, zz, yz, xz, xy). Models of dipoles: `dipole`
+    (3,), in the unit that they were trained with; ASE's is e Å.
 
     Each axis is periodic or not as `atoms.pbc` says. `atoms.info["fparam"]`, `["aparam"]` and `["charge_spin"]`
-    are handed to models that take them.
+    are handed to models that take them. Models with spin read the initial magnetic moments, (n, 3), or (n,) along z;
+    `results["force_mag"]` is minus the derivative of the energy with respect to them.
     """
 
     def __init__(
@@ -74,16 +77,10 @@ class Calculator(AseCalculator):
             potential = model
         else:
             potential = load(model, backend, head=head, device=device, compile=compile)
-        if potential.model.output().name != "energy" or potential.model.spin_scales is not None:
-            raise InputError(
-                "the calculator needs a model of energies without spin; use Potential.evaluate for this one"
-            )
         self.potential = potential
+        self.implemented_properties = _properties(potential)
         self._types = _type_table(potential, type_dict)
         self._inputs: dict[str, np.ndarray] = {}
-        self.implemented_properties = ["energy", "free_energy", "energies"]
-        if potential.backend.has_gradients:
-            self.implemented_properties += ["forces", "stress"]
         _untyped(super()).__init__(**options)
 
     def _get_name(self) -> str:
@@ -110,25 +107,39 @@ class Calculator(AseCalculator):
         self._inputs = _inputs(atoms)
         cell = _cell(atoms)
         atomic = "energies" in properties
+        given: dict[str, Any] = dict(self._inputs)
+        if self.potential.model.spin_scales is not None:
+            given["spin"] = _moments(atoms)
         out = self.potential.evaluate(
             atoms.positions,
             self._types_of(atoms),
             cell,
             pbc=[bool(periodic) for periodic in atoms.pbc],
+            forces=False if "dipole" in self.implemented_properties else None,
             atomic=atomic,
             atomic_virial=False,
-            **cast(Any, self._inputs),
+            hessian="hessian" in properties,
+            **given,
         )
+        if "global_dipole" in out:
+            self.results = {"dipole": out["global_dipole"][0]}
+            return
         energy = float(out["energy"][0, 0])
         self.results = {"energy": energy, "free_energy": energy}
         if atomic:
             self.results["energies"] = out["atom_energy"][0, :, 0]
+        self.results.update({key: out[key][0] for key in ("hessian", "force_mag") if key in out})
         if "force" in out:
             self.results["forces"] = out["force"][0]
             volume = abs(float(np.linalg.det(atoms.cell.array)))
             if volume > 0.0:
                 virial = out["virial"].reshape(3, 3)
                 self.results["stress"] = (-(virial + virial.T) / 2 / volume).reshape(9)[list(_VOIGT)]
+
+    def get_hessian(self, atoms: Any = None) -> np.ndarray:
+        """(3 n, 3 n) eV/Å^2, rows and columns atom by atom, xyz."""
+        hessian: np.ndarray = _untyped(self).get_property("hessian", atoms)
+        return hessian
 
     def _types_of(self, atoms: Any) -> np.ndarray:
         symbols = atoms.get_chemical_symbols()
@@ -144,6 +155,25 @@ class Calculator(AseCalculator):
 def _untyped(base: Any) -> Any:
     """ASE's calculators are partly without types."""
     return base
+
+
+def _properties(potential: Potential) -> list[str]:
+    """ASE's names of what the potential gives. Raises InputError where there are none."""
+    name = potential.model.output().name
+    if name == "energy":
+        derived = ["forces", "stress"] if potential.backend.has_gradients else []
+        return ["energy", "free_energy", "energies", *derived, *(["hessian"] if potential.has_hessian else [])]
+    if name == "dipole":
+        return ["dipole"]
+    raise InputError(
+        f"the calculator needs a model of energies or dipoles: ASE has no name for {name!r}; use Potential.evaluate"
+    )
+
+
+def _moments(atoms: Any) -> np.ndarray:
+    """(n, 3) initial magnetic moments; plain numbers are along z."""
+    moments: np.ndarray = np.asarray(atoms.get_initial_magnetic_moments(), dtype=float)
+    return moments if moments.ndim == 2 else moments[:, None] * np.array([0.0, 0.0, 1.0])
 
 
 def _type_table(potential: Potential, type_dict: Mapping[str, int] | None) -> dict[str, int]:

@@ -37,9 +37,10 @@ def load(
     """Load a model file or a checkpoint.
 
     Args:
-        path: `.dp`, `.yaml` or `.json`; or `.pt2`, which is native code: load such files from people you trust alone.
+        path: `.dp`, `.yaml` or `.json`; a checkpoint of DeePMD-kit's PyTorch (`.pt`), which needs torch; or `.pt2`, which
+            is native code: load such files from people you trust alone.
         backend: numpy, pt, jax or pt_expt (or an alias); None: `DP_BACKEND`, else the best installed.
-        head: the branch of a multi-task model.
+        head: the branch of a multi-task model (`.pt`).
         device: "cpu", "cuda", "cuda:1" ...; None: the best the backend has.
         compile: compile for speed (pt_expt only; the first call takes a minute or two).
 
@@ -47,12 +48,13 @@ def load(
         ModelFileError: the file is no model, damaged, newer than this program, or out of scope.
         BackendError: the backend is unknown, not installed, or lacks the device.
     """
-    _refuse_head(head, path)
     if Path(path).suffix.lower() == ARTEFACT:
+        _refuse_head(head, path)
         return _load_artefact(Path(path), backend, device, compile=compile)
     chosen = get_backend(backend)
-    file = read_model(path)
-    return Potential(file, chosen, chosen.evaluator(file.model, device=device, compile=compile), device=device)
+    file = read_model(path, head)
+    evaluator = chosen.evaluator(file.model, device=device, compile=compile)
+    return Potential(file, chosen, evaluator, without=("hessian",) if compile else (), device=device)
 
 
 def _load_artefact(path: Path, backend: str | None, device: str | None, *, compile: bool) -> Potential:
@@ -69,7 +71,7 @@ def freeze(
     """Compile a model file or a checkpoint into one file that LAMMPS runs without Python, on one process or many.
 
     Args:
-        model: `.dp`, `.yaml`, `.json`, or a checkpoint.
+        model: `.dp`, `.yaml`, `.json`, or a checkpoint (also DeePMD-kit's `.pt`).
         output: `.pt2`; complete and compared with the model, or not there at all.
         head: the branch of a multi-task model.
         atomic_virial: compile per-atom virials too.
@@ -79,11 +81,10 @@ def freeze(
         BackendError: torch is not installed, or the model does not compile or gives other numbers when compiled.
         InputError: the suffix of `output`, or a kind of model that cannot be frozen.
     """
-    _refuse_head(head, model)
     if Path(output).suffix.lower() != ARTEFACT:
         raise InputError(f"freeze writes {ARTEFACT} files, not {output}; `dpmodel convert` writes .dp, .yaml and .json")
     exporter = get_exporter()
-    exporter.freeze(read_model(model), Path(output), atomic_virial=atomic_virial)
+    exporter.freeze(read_model(model, head), Path(output), atomic_virial=atomic_virial)
 
 
 def _refuse_head(head: str | None, path: str | Path) -> None:
@@ -125,7 +126,7 @@ class Potential:
         """Wrap a model of NumPy arrays that was built rather than loaded."""
         chosen = get_backend(backend)
         evaluator = chosen.evaluator(model, device=device, compile=compile)
-        return cls(ModelFile(model=model), chosen, evaluator, device=device)
+        return cls(ModelFile(model=model), chosen, evaluator, without=("hessian",) if compile else (), device=device)
 
     def __repr__(self) -> str:
         return f"Potential({self._model.output().name}, type_map={list(self.type_map)}, rcut={self.rcut}, backend={self.backend.name!r})"
@@ -306,6 +307,11 @@ class Potential:
             )
         return found
 
+    @property
+    def has_hessian(self) -> bool:
+        """Whether `evaluate` takes hessian=True."""
+        return self._model.output().name == "energy" and self.backend.has_gradients and "hessian" not in self._without
+
     def _check_hessian(self) -> None:
         """Raise where there are no Hessians."""
         name = self._model.output().name
@@ -317,7 +323,7 @@ class Potential:
             )
         if "hessian" in self._without:
             raise BackendError(
-                "hessian=True: compiled models (.pt2) have no Hessian; load the model file that was frozen"
+                "hessian=True: compiled code has no Hessian; load the model file, without compile, for it"
             )
 
     def _with_forces(self, forces: bool | None) -> bool:

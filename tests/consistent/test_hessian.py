@@ -144,8 +144,13 @@ def test_atoms_without_neighbours(backend: str, periodic: bool) -> None:
 def test_compiled_code_refuses() -> None:
     model = model_of("se_e2_a")
     given = arguments(model, random_system(model))
-    with pytest.raises(BackendError, match="compile=True has no Hessian: load the model without it"):
-        Potential.from_model(model, "pt_expt", compile=True).evaluate(**given, hessian=True)
-    frozen: Any = Potential(ModelFile(model=model), Potential.from_model(model, "pt_expt").backend, None, without=("hessian",))  # fmt: skip
-    with pytest.raises(BackendError, match=r"compiled models \(.pt2\) have no Hessian; load the model file"):
-        frozen.evaluate(**given, hessian=True)
+    compiled = Potential.from_model(model, "pt_expt", compile=True)
+    frozen: Any = Potential(ModelFile(model=model), compiled.backend, None, without=("hessian",))
+    for potential in (compiled, frozen):
+        assert not potential.has_hessian
+        with pytest.raises(BackendError, match="compiled code has no Hessian; load the model file, without compile"):
+            potential.evaluate(**given, hessian=True)
+    with pytest.raises(BackendError, match="compile=True has no Hessian"):
+        compiled._evaluator(
+            graph_of(model, random_system(model)), forces=True, atomic=False, hessian=HessianRequest(7, 1)
+        )

@@ -183,9 +183,87 @@ def test_paths_and_backends(tmp_path) -> None:
         Calculator(calculator.potential, backend="pt")
 
 
-def test_models_without_energies_are_refused() -> None:
+def test_models_that_ase_has_no_name_for_are_refused() -> None:
     section = SeAConfig(sel=(8,), rcut=4.0, neuron=(4,), axis_neuron=2).build(1, ("Cu",), seed=0)
     net = DOSFittingConfig(numb_dos=3, neuron=(4,)).build(1, section.dim_out, False, seed=0)
     potential = Potential.from_model(StandardModel.assemble(section, net, ("Cu",)), "numpy")
-    with pytest.raises(InputError, match="a model of energies without spin"):
+    with pytest.raises(InputError, match="a model of energies or dipoles: ASE has no name for 'dos'; use Potential"):
         Calculator(potential)
+
+
+# --- Hessians, dipoles, spins -------------------------------------------------------------------------------
+
+
+def molecule() -> ase.Atoms:
+    positions = [[0, 0, 0], [0.9, 0.1, 0], [-0.3, 1.0, 0.2], [0.4, -0.6, 1.6], [1.1, 0.2, 2.2]]
+    return ase.Atoms("OHHOH", positions=positions)
+
+
+def test_vibrations_are_those_of_displacements(potential, tmp_path) -> None:
+    from ase.vibrations import Vibrations, VibrationsData
+
+    atoms = molecule()
+    atoms.calc = Calculator(potential)
+    hessian = atoms.calc.get_hessian(atoms)
+    assert hessian.shape == (15, 15)
+    np.testing.assert_array_equal(atoms.calc.get_property("hessian", atoms), hessian)
+    np.testing.assert_allclose(atoms.get_forces(), potential.evaluate(atoms.positions, [0, 1, 1, 0, 1])["force"][0])
+    displaced = Vibrations(atoms, name=str(tmp_path / "vib"), delta=1e-4)
+    displaced.run()
+    expected, ours = displaced.get_vibrations(), VibrationsData.from_2d(atoms, hessian)
+    np.testing.assert_allclose(ours.get_hessian_2d(), expected.get_hessian_2d(), rtol=0, atol=1e-7)
+    assert np.abs(ours.get_energies()).max() > 1e-3  # eV
+    square = [data.get_energies_and_modes()[0] ** 2 for data in (ours, expected)]  # imaginary ones too
+    np.testing.assert_allclose(square[0], square[1], rtol=0, atol=1e-9)
+
+
+def test_phonons_are_those_of_displacements(potential, tmp_path) -> None:
+    """Force constants between a cell and its images, as the Hessian of the supercell has them."""
+    from ase.phonons import Phonons
+
+    cell = np.array([[4.2, 0.0, 0.0], [0.5, 4.4, 0.0], [0.1, -0.3, 4.6]])
+    atoms = ase.Atoms("OHH", scaled_positions=[[0, 0, 0], [0.3, 0.1, 0.2], [0.6, 0.7, 0.4]], cell=cell, pbc=True)
+    phonons = Phonons(atoms, Calculator(potential), supercell=(2, 1, 1), name=str(tmp_path / "phonon"), delta=1e-4)
+    phonons.run()
+    phonons.read(symmetrize=0, acoustic=False)
+    whole = atoms * (2, 1, 1)
+    hessian = Calculator(potential).get_hessian(whole)
+    expected = phonons.get_force_constant()
+    for image in range(2):
+        np.testing.assert_allclose(hessian[:9, 9 * image : 9 * image + 9], expected[image], rtol=0, atol=1e-7)
+    assert np.abs(hessian[:9, 9:]).max() > 1e-3
+
+
+def test_hessians_need_derivatives() -> None:
+    calculator = Calculator(GOLDEN, backend="numpy")
+    with pytest.raises(PropertyNotImplementedError):
+        calculator.get_hessian(molecule())
+
+
+def test_dipoles() -> None:
+    dipole = dpmodel.load(GOLDEN.parent / "dipole_sea.dp", "pt")
+    atoms = water()
+    atoms.calc = Calculator(dipole)
+    expected = dipole.evaluate(atoms.positions, [0, 1, 1, 0, 1, 1], CELL)["global_dipole"][0]
+    np.testing.assert_allclose(atoms.get_dipole_moment(), expected, rtol=1e-13)
+    with pytest.raises(PropertyNotImplementedError):
+        atoms.get_potential_energy()
+
+
+def test_spins_are_the_initial_moments() -> None:
+    magnetic = dpmodel.load(GOLDEN.parent / "spin_sea.dp", "pt")
+    atoms, rng = water(), np.random.default_rng(4)
+    types = [magnetic.type_map.index(name) for name in ("O", "H", "H", "O", "H", "H")]
+    atoms.calc = Calculator(magnetic)
+    seen = []
+    for moments in (rng.normal(size=(6, 3)), rng.normal(size=6)):
+        atoms.set_initial_magnetic_moments(None)
+        atoms.set_initial_magnetic_moments(moments)
+        spin = moments if moments.ndim == 2 else np.stack([0 * moments, 0 * moments, moments], axis=1)
+        expected = magnetic.evaluate(atoms.positions, types, CELL, spin=spin)
+        assert atoms.get_potential_energy() == expected["energy"][0, 0]
+        np.testing.assert_array_equal(atoms.get_forces(), expected["force"][0])
+        np.testing.assert_array_equal(atoms.calc.results["force_mag"], expected["force_mag"][0])
+        seen.append(expected["energy"][0, 0])
+    assert seen[0] != seen[1]
+    assert atoms.calc.get_hessian(atoms).shape == (18, 18)
