@@ -104,3 +104,28 @@ def test_a_rank_that_raises_ends_every_rank(tmp_path):
     assert end - (tmp_path / "mark").stat().st_mtime < SECONDS_TO_END
     assert "rank 1 of 2 ends the job: ValueError: the input of the last rank is wrong" in said
     assert "came to the end" not in said
+
+
+ABORTING = """
+import sys, time
+from types import SimpleNamespace
+from dpmodel.backends.pt_expt.ghosts import mpi
+
+said = []
+def write(text):
+    said.append((time.monotonic(), text))
+def abort(status):
+    print("waited", time.monotonic() - said[-1][0] > 0.2, "said", "rank 2 of 4 ends the job" in said[-1][1], status)
+mpi.MPI = SimpleNamespace(COMM_WORLD=SimpleNamespace(rank=2, size=4, Abort=abort))
+sys.stderr = SimpleNamespace(write=write, flush=lambda: None)
+with mpi.aborting():
+    raise ValueError("wrong")
+"""
+
+
+def test_the_reason_is_out_before_the_job_ends(tmp_path):
+    """An abort takes what mpiexec has not yet read with it."""
+    (tmp_path / "aborting.py").write_text(ABORTING, encoding="utf-8")
+    status, said, _ = run(ranks=1, program=tmp_path / "aborting.py")
+    assert status == 0, said
+    assert "waited True said True 1" in said

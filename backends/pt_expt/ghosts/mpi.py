@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -96,6 +97,7 @@ def aborting() -> Iterator[None]:
         world = MPI.COMM_WORLD
         sys.stderr.write(f"rank {world.rank} of {world.size} ends the job: {type(problem).__name__}: {problem}\n")
         sys.stderr.flush()
+        time.sleep(0.3)  # an abort takes what mpiexec has not yet read with it
         world.Abort(1)
 
 
