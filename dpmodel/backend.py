@@ -28,12 +28,14 @@ __all__ = [
     "NUMPY",
     "Artefact",
     "Backend",
+    "CheckpointReader",
     "Evaluator",
     "Exporter",
     "Trainer",
     "canonical_name",
     "get_backend",
     "get_exporter",
+    "get_reader",
     "get_trainer",
     "installed",
 ]
@@ -121,6 +123,16 @@ class Trainer(Backend, Protocol):
 
     def versions(self) -> dict[str, str]:
         """Versions of the libraries that take part."""
+
+
+class CheckpointReader(Protocol):
+    """A backend that reads checkpoints of other programs, which need its framework."""
+
+    def read_checkpoint(self, path: Path, head: str | None) -> dict[str, Any]:
+        """The tree of a model file (see `dpmodel.files.container`). head: the branch of a multi-task model.
+
+        Raises ModelFileError, InputError for a head that there is not. Executes nothing that the file holds.
+        """
 
 
 class Artefact(Evaluator, Protocol):
@@ -233,6 +245,11 @@ def get_exporter(name: str | None = None) -> Exporter:
             "model file that was frozen"
         )
     return cast(Exporter, get_backend(EXPORTER))
+
+
+def get_reader(name: str) -> CheckpointReader:
+    """The backend of that name, which reads checkpoints of its framework. Raises BackendError as `get_backend` does."""
+    return cast(CheckpointReader, get_backend(name))
 
 
 @runtime_checkable

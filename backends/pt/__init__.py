@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,10 +10,12 @@ import torch
 
 from dpmodel.backend import Evaluator
 from dpmodel.errors import BackendError
+from dpmodel.files.torch_state import tree_of_state
 from dpmodel.graph import Graph
 from dpmodel.models import HessianRequest, Model, predict
 
 from .bridge import Overrides, from_torch, graph_to_torch, override_table, to_torch, torch_curvature, torch_gradient
+from .checkpoint import read_checkpoint
 from .memory import keep_freed_memory
 from .overrides import OVERRIDES
 from .training import TorchStepper
@@ -103,6 +106,10 @@ class TorchBackend:
             overrides=self.overrides,
             gradient_max_norm=gradient_max_norm,
         )
+
+    def read_checkpoint(self, path: Path, head: str | None) -> dict[str, Any]:
+        """See `dpmodel.backend.CheckpointReader`: those of DeePMD-kit's PyTorch."""
+        return tree_of_state(*read_checkpoint(path), head, str(path))
 
     def versions(self) -> dict[str, str]:
         """Versions of the libraries that take part."""

@@ -199,8 +199,11 @@ def _add_convert(commands: Any) -> None:
     parser = _add_command(
         commands, "convert", "Convert a model file; the suffixes choose the formats.", aliases=["convert-backend"]
     )
-    parser.add_argument("source", metavar="IN", help=".dp, .yaml, .json, or a checkpoint")
+    parser.add_argument("source", metavar="IN", help=".dp, .yaml, .json, or a checkpoint, also DeePMD-kit's .pt")
     parser.add_argument("target", metavar="OUT", help=".dp, .yaml or .json")
+    parser.add_argument(
+        "--head", "--model-branch", dest="head", metavar="NAME", help="the branch of a multi-task .pt file"
+    )
     parser.add_argument("--atomic-virial", action="store_true", help=argparse.SUPPRESS)  # of exported models
 
 

@@ -10,13 +10,12 @@ from dpmodel.files.model_file import read_model, write_model
 
 __all__ = ["run"]
 
-READABLE = (".dp", ".yaml", ".yml", ".json", ".hlo")
+READABLE = (".dp", ".yaml", ".yml", ".json", ".hlo", ".pt")
 WRITABLE = (".dp", ".yaml", ".yml", ".json")
 
 _PEER = "`dp convert-backend {name} {stem}.dp` of DeePMD-kit turns it into a file that can be read here"
 SOURCES = {
     ".pth": f"a frozen TorchScript model; {_PEER}",
-    ".pt": f"a training checkpoint of DeePMD-kit; {_PEER}",
     ".pt2": "a compiled model; `dpmodel.save(dpmodel.load('{name}'), '{stem}.dp')` writes the model inside where it was "
     f"made by `dpmodel freeze`; else {_PEER}",
     ".pte": f"an exported PyTorch model; {_PEER}",
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     source, target = Path(args.source), Path(args.target)
     _check(source, READABLE, SOURCES, "read")
     _check(target, WRITABLE, TARGETS, "written")
-    write_model(target, read_model(source))
+    write_model(target, read_model(source, args.head))
     print(f"{source} -> {target}")
 
 

@@ -8,13 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from dpmodel.errors import ModelFileError
+from dpmodel.backend import get_reader
+from dpmodel.errors import InputError, ModelFileError
 from dpmodel.files.codecs import read_model_tree, write_model_tree
 from dpmodel.files.container import read_tree, write_tree
 from dpmodel.files.nodes import Node
 from dpmodel.models import Model
 
-__all__ = ["ModelFile", "read_model", "write_model"]
+__all__ = ["READERS", "ModelFile", "read_model", "write_model"]
+
+READERS = {".pt": "pt"}
+"""By suffix, the backend that reads what only its framework can."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,8 +81,18 @@ def to_tree(file: ModelFile) -> dict[str, Any]:
     return tree
 
 
-def read_model(path: str | Path) -> ModelFile:
-    """Read a model file. Raises ModelFileError naming the file and the place in it."""
+def read_model(path: str | Path, head: str | None = None) -> ModelFile:
+    """Read a model file, or a checkpoint of DeePMD-kit's PyTorch (`.pt`, which needs torch).
+
+    head: the branch of a multi-task model, which only checkpoints hold. Raises ModelFileError naming the file and the
+    place in it, InputError for a head that the file does not have, BackendError where the package is missing that reads
+    it.
+    """
+    path = Path(path)
+    if path.suffix.lower() in READERS:
+        return from_tree(get_reader(READERS[path.suffix.lower()]).read_checkpoint(path, head), str(path))
+    if head is not None:
+        raise InputError(f"head={head!r}: {path} holds a single model, which has no heads; leave head out")
     return from_tree(read_tree(path), str(path))
 
 
