@@ -24,6 +24,7 @@ from dpmodel.geometry import TruncationWarning
 from dpmodel.input.sections import ModelConfig
 from dpmodel.models import builder_of, predict
 from dpmodel.models.build import build_model
+from family import SPINS, small
 
 WORLD = MPI.COMM_WORLD
 RANK, SIZE = WORLD.rank, WORLD.size
@@ -140,6 +141,8 @@ CASES: dict[str, Any] = {
 
 def compare(name: str, ours: dict[str, np.ndarray], expected: dict[str, Any]) -> None:
     bounds = {"energy": 1e-10, "force": 1e-10, "atom_energy": 1e-10, "virial": 1e-9, "atom_virial": 1e-9, "mask": 0}
+    if "force_mag" in ours:
+        bounds |= {"force_mag": 1e-10, "mask_mag": 0}
     assert ours.keys() == expected.keys() == bounds.keys()
     for key, bound in bounds.items():
         value = expected[key].detach().numpy()
@@ -174,6 +177,23 @@ def model() -> None:
             outputs = evaluate(module, part, WORLD, provider=provider, atomic_virial=True)
             compare(f"{case}, {name}", outputs, expected)
             assert WORLD.allgather((provider.n_forward, provider.n_reverse)) == [(layers, layers - 1)] * SIZE
+
+
+def family() -> None:
+    """The same of other models: descriptors side by side, virtual atoms, models of models."""
+    for kind in ("dpa2", "hybrid", "zbl", "spin_se_a", "spin_dpa3", "spin_dpa2"):
+        model = small(kind)
+        for case, options in {"periodic": {"virtual": 1}, "open": {"periodic": False}}.items():
+            coord, atype, cell = system(18, **options)
+            extra = {"spin": np.random.default_rng(3).normal(size=(1, 18, 3))} if kind in SPINS else {}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", TruncationWarning)
+                graph = builder_of(model).build(coord[None], atype[None], None if cell is None else cell[None], **extra)
+            module = to_torch(model, overrides=OVERRIDES)
+            expected = predict(module, graph_to_torch(graph), torch_gradient, atomic_virial=True)
+            for name in ("slabs", "any", "one rank has everything"):
+                part = decompose(graph, coord, cell, ASSIGNMENTS[name](coord, cell), SIZE)[RANK]
+                compare(f"{kind}, {case}, {name}", evaluate(module, part, WORLD, atomic_virial=True), expected)
 
 
 # --- faults ----------------------------------------------------------------------------------------------------
@@ -216,5 +236,5 @@ if __name__ == "__main__":
         fault(sys.argv[1], int(sys.argv[3]))
     else:
         with aborting():
-            {"exchange": exchange, "model": model, "raising": raising}[sys.argv[1]]()
+            {"exchange": exchange, "model": model, "family": family, "raising": raising}[sys.argv[1]]()
             sys.exit(0)  # no failure

@@ -225,7 +225,7 @@ def test_foreign_archive(tmp_path: Path) -> None:
 
 BAD_METADATA: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "format": ({"format": "other"}, ModelFileError, "no format 'dpmodel.pt2'"),
-    "newer": ({"format_version": 2}, ModelFileError, "format version 2, this program reads 1: freeze the model anew"),
+    "newer": ({"format_version": 3}, ModelFileError, "format version 3, this program reads 2: freeze the model anew"),
     "no_version": ({"format_version": ...}, ModelFileError, "format version None"),
     "missing": ({"rcut": ...}, ModelFileError, r"missing \['rcut'\]"),
     "unknown": ({"colour": "red"}, ModelFileError, r"unknown \['colour'\]"),

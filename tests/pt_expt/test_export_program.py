@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from dpmodel.backends.pt.bridge import graph_to_torch, override_table, to_torch, torch_gradient
+from dpmodel.backends.pt_expt.export import program as programs_of_export
 from dpmodel.backends.pt_expt.export.artefact import run_program
+from dpmodel.backends.pt_expt.export.exchanges import Exchange
 from dpmodel.backends.pt_expt.export.freezing import compare, precision_of, with_ghosts
 from dpmodel.backends.pt_expt.export.metadata import describe_model, describe_program
-from dpmodel.backends.pt_expt.export.program import Exchange, export_program, graph_like
+from dpmodel.backends.pt_expt.export.program import export_program, graph_like
 from dpmodel.backends.pt_expt.ghosts import FaultProvider, GhostExchange, MappingProvider, Provider, load_ops
 from dpmodel.descriptors.message_passing import MessagePassing
 from dpmodel.errors import BackendError
@@ -306,9 +308,32 @@ def test_exchanges_in_a_row_are_read_off() -> None:
     assert isinstance(program.exchanges[0], Exchange)
 
 
-def test_exchanges_side_by_side_are_refused() -> None:
-    with pytest.raises(BackendError, match=r"exchange 1 \(forward\) does not depend on exchange 0: put the features"):
-        _export(_toy(lambda x, exchange: exchange(x) + exchange(x**2)))
+def _two(x: Array, exchange: Any) -> Array:
+    return exchange(x) + exchange(torch.cat([x, x**2], 1))[:, :1]
+
+
+def test_exchanges_side_by_side_are_put_into_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the trace, by handles that are made of the results before."""
+    exported = _export(_toy(_two))
+    assert [(each.op, each.width) for each in exported.exchanges] == [
+        ("forward", 1), ("forward", 2), ("reverse", 2), ("reverse", 1),
+    ]  # fmt: skip
+    assert "ghost_after" in str(exported.exported.graph)
+    monkeypatch.setattr(programs_of_export, "order_exchanges", lambda _: None)
+    with pytest.raises(BackendError, match=r"exchange 1 \(forward\) does not depend on exchange 0"):
+        _export(_toy(_two))
+
+
+def test_exchanges_in_a_row_are_left_alone() -> None:
+    assert "ghost_after" not in str(_export(_toy(lambda x, exchange: exchange(exchange(x) ** 2))).exported.graph)
+
+
+def test_an_exchange_whose_result_nothing_uses_is_left_out() -> None:
+    def arrange(x: Array, exchange: Any) -> Array:
+        exchange(torch.cat([x, x], 1))
+        return exchange(x**2)
+
+    assert [each.width for each in _export(_toy(arrange)).exchanges] == [1, 1]
 
 
 def test_exchanges_in_other_precisions_are_refused() -> None:

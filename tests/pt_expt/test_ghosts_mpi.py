@@ -73,8 +73,14 @@ def test_models_on_two_ranks_equal_one_process():
     assert said.count("holds") == 6 * 5
 
 
+def test_the_family_on_two_ranks_equals_one_process():
+    status, said, _ = run("family")
+    assert status == 0, said
+    assert said.count("holds") == 6 * 2 * 3
+
+
 @pytest.mark.nightly
-@pytest.mark.parametrize("what", ["exchange", "model"])
+@pytest.mark.parametrize("what", ["exchange", "model", "family"])
 def test_three_ranks(what):
     status, said, _ = run(what, ranks=3)
     assert status == 0, said

@@ -160,12 +160,18 @@ at::Tensor ghost_reverse(const at::Tensor &g, const at::Tensor &handle, int64_t 
   return exchange(Kind::reverse, g, handle, n_owned);
 }
 
+at::Tensor ghost_after(const at::Tensor &handle, const at::Tensor & /*before*/) { return handle.clone(); }
+
 }  // namespace
 
 TORCH_LIBRARY(dpmodel, library) {
   library.def("ghost_forward(Tensor x, Tensor handle, SymInt n_all) -> Tensor");
   library.def("ghost_reverse(Tensor g, Tensor handle, SymInt n_owned) -> Tensor");
+  // The handle, once `before` has been computed: exchanges through it come later, whatever a compiler rearranges.
+  library.def("ghost_after(Tensor handle, Tensor before) -> Tensor");
 }
+
+TORCH_LIBRARY_IMPL(dpmodel, CompositeExplicitAutograd, library) { library.impl("ghost_after", ghost_after); }
 
 // Explicit keys: a composite kernel would be taken apart by torch.export and read memory of fake tensors.
 TORCH_LIBRARY_IMPL(dpmodel, CPU, library) {

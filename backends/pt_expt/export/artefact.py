@@ -16,11 +16,12 @@ from dpmodel.errors import BackendError, InputError, ModelFileError
 from dpmodel.files.model_file import ModelFile, read_model
 from dpmodel.graph import Comm, Graph, Leaf, check, sized
 from dpmodel.models import HessianRequest, Model
+from dpmodel.ops import segment_sum
 
 from ...pt import pick_device
 from ...pt.bridge import graph_to_torch
 from ...pt.memory import keep_freed_memory
-from ..ghosts import MappingProvider, failure_of, load_ops
+from ..ghosts import NODE_KEYS, MappingProvider, failure_of, fold, load_ops
 from .archive import read_entries
 from .metadata import parse_metadata, require_model, require_runtime
 
@@ -52,7 +53,9 @@ class ArtefactEvaluator:
                 "(atomic_virial=True), or leave out atomic=True or forces"
             )
         outputs = run_program(self._run, self.metadata, graph)
-        derived = {"force", "virial", "atom_virial"} if not forces else set() if atomic else {"atom_virial"}
+        derived = (
+            {"force", "virial", "atom_virial", "force_mag"} if not forces else set() if atomic else {"atom_virial"}
+        )
         return {key: value.numpy() for key, value in outputs.items() if key not in derived}
 
     @property
@@ -136,9 +139,8 @@ def run_program(run: Runner, metadata: dict[str, Any], graph: Graph) -> dict[str
     outputs = {each["name"]: value for each, value in zip(metadata["outputs"], results, strict=True)}
     if owner is not None:
         rows = torch.as_tensor(owner)
-        for key in outputs.keys() & {"force", "atom_virial"}:
-            value = outputs[key]
-            outputs[key] = value.new_zeros((n, *value.shape[1:])).index_add(0, rows, value)
+        for key in outputs.keys() & NODE_KEYS:
+            outputs[key] = fold(outputs[key], inputs, lambda value: segment_sum(value, rows, n))
     return outputs
 
 

@@ -41,9 +41,6 @@ def freeze(file: ModelFile, output: str | Path, *, overrides: Overrides, atomic_
     output, model = Path(output), file.model
     _check_target(output)
     use_own_cache()
-    name, spins = model.output().name, " with spin" * (model.spin_scales is not None)
-    if name != "energy" or spins:
-        raise InputError(f"freeze: {name!r} models{spins} cannot be frozen in this version, only energies without spin")
     if model.message_passing:
         load_ops()
     module = (
@@ -51,7 +48,8 @@ def freeze(file: ModelFile, output: str | Path, *, overrides: Overrides, atomic_
         .eval()
         .requires_grad_(False)
     )
-    program = export_program(module, graph_like(model), atomic_virial=atomic_virial)
+    derivatives = model.output().differentiable
+    program = export_program(module, graph_like(model), derivatives=derivatives, atomic_virial=atomic_virial)
     with tempfile.TemporaryDirectory(prefix="dpmodel-") as folder:
         inside = Path(folder) / "model.dp"
         write_model(inside, file)
@@ -107,7 +105,9 @@ def compare(run: Runner, metadata: dict[str, Any], model: Model, module: torch.n
 
 
 def _compare(run: Runner, metadata: dict[str, Any], graph: Graph, module: torch.nn.Module) -> Comparison:
-    expected = predict(module, graph_to_torch(graph), torch_gradient, atomic_virial=metadata["atomic_virial"])
+    derivatives = any(each["name"] == "virial" for each in metadata["outputs"])
+    gradient = torch_gradient if derivatives else None
+    expected = predict(module, graph_to_torch(graph), gradient, atomic_virial=metadata["atomic_virial"])
     try:
         found = run_program(run, metadata, graph)
     except (RuntimeError, ValueError) as problem:
@@ -156,15 +156,30 @@ def _cluster(model: Model, frames: int, atoms: int) -> Graph:
         extra["aparam"] = rng.normal(size=(frames, atoms, model.dim_aparam))
     if model.takes_charge_spin:
         extra["charge_spin"] = np.tile([1.0, 2.0], (frames, 1))
+    if model.spin_scales is not None:
+        extra["spin"] = rng.normal(size=(frames, atoms, 3))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a small `sel` is no matter here
         return builder_of(model).build(coord, atype, None, **extra)
 
 
 def with_ghosts(graph: Graph) -> Graph:
-    """The same system in which every second edge sees a ghost of its own."""
+    """The same system in which every second edge sees a ghost of its own (with virtual atoms: a pair of its own)."""
     n, pick = len(graph.frame), np.arange(0, len(graph.centre), 2)
-    owner = np.concatenate([np.arange(n), graph.neighbour[pick]])
+    copied, count = graph.neighbour[pick], len(pick)
     neighbour = graph.neighbour.copy()
-    neighbour[pick] = n + np.arange(len(pick))
-    return graph.replace(neighbour=neighbour, owner=owner, atype=graph.atype[owner])
+    neighbour[pick] = n + np.arange(count)
+    if (virtual := graph.virtual) is not None:
+        real, moved, pair = virtual.real, virtual.virtual, np.zeros(n, np.int64)
+        pair[real] = pair[moved] = np.arange(len(real))
+        pair = pair[copied]
+        neighbour[pick] += count * (copied == moved[pair])
+        ghosts = n + np.arange(2 * count)
+        virtual = virtual.replace(
+            real=np.append(real, ghosts[:count]),
+            virtual=np.append(moved, ghosts[count:]),
+            **{key: np.concatenate([x := getattr(virtual, key), x[pair]]) for key in ("shift", "scale", "frame")},
+        )
+        copied = np.append(real[pair], moved[pair])
+    owner = np.concatenate([np.arange(n), copied])
+    return graph.replace(neighbour=neighbour, owner=owner, atype=graph.atype[owner], virtual=virtual)

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 FORMAT: Final = "dpmodel.pt2"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 
 LEVELS: Final = ("DEFAULT", "AVX2", "AVX512")
 """Instruction sets of x86-64 by torch's names, each of which includes those before."""
@@ -49,9 +49,12 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "instruction_set": (str,),
     "precision": (str,),
     "model_hash": (str,),
+    "output": (str,),
     "type_map": (list,),
     "rcut": (float, int),
     "ntypes": (int,),
+    "graph_types": (int,),
+    "spin_scales": (list, type(None)),
     "message_passing": (bool,),
     "pair_exclude_types": (list,),
     "allow_overlap": (bool,),
@@ -77,13 +80,16 @@ _EXCHANGE: dict[str, tuple[type, ...]] = {"op": (str,), "dtype": (str,), "width"
 
 def describe_model(model: Model) -> dict[str, Any]:
     """The part that follows from the model."""
-    fparam, charge_spin = model.default_fparam, model.default_charge_spin
+    fparam, charge_spin, scales = model.default_fparam, model.default_charge_spin, model.spin_scales
     return {
+        "output": model.output().name,
         "type_map": list(model.type_map),
         "rcut": float(model.rcut),
         "ntypes": model.ntypes,
+        "graph_types": model.graph_model.ntypes,
+        "spin_scales": None if scales is None else list(scales),
         "message_passing": model.message_passing,
-        "pair_exclude_types": [[int(a), int(b)] for a, b in model.pair_exclude_types],
+        "pair_exclude_types": [[int(a), int(b)] for a, b in model.graph_model.pair_exclude_types],
         "allow_overlap": model.tolerates_overlap(),
         "group_by_type": model.groups_types(),
         "requests": [_request(each) for each in model.requests()],

@@ -1,4 +1,4 @@
-"""From a model to an exported program of any size: trace, `torch.export`, and an audit of what came out.
+"""From a model to an exported program of any size: trace, order, `torch.export`, and an audit of what came out.
 
 The program takes the arrays of a graph (`dpmodel.graph.sized`) and holds parameters and buffers itself. Every
 axis of data-dependent size is a symbol of its own whose range begins at 0, and nothing else is symbolic.
@@ -14,7 +14,6 @@ import numpy as np
 import sympy
 import torch
 import torch.fx.experimental._config as fx_config
-from torch._ops import OpOverload
 from torch.utils._sympy.numbers import int_oo as sympy_oo
 
 from dpmodel.errors import BackendError
@@ -24,21 +23,9 @@ from dpmodel.models import Model, builder_of
 from ...pt.bridge import graph_to_torch
 from ..audit import holds_for_every_size
 from ..compile import Traced, model_state, sample_graph, trace
+from .exchanges import Exchange, order_exchanges, read_exchanges
 
-__all__ = ["EXCHANGES", "Exchange", "Program", "export_program", "graph_like"]
-
-EXCHANGES = {"dpmodel::ghost_forward": "forward", "dpmodel::ghost_reverse": "reverse"}
-"""The operators that talk to other processes."""
-
-
-class Exchange(NamedTuple):
-    """One exchange of rows with other processes."""
-
-    op: str
-    """forward or reverse."""
-    dtype: str
-    width: int
-    """Numbers per row."""
+__all__ = ["Program", "export_program", "graph_like"]
 
 
 class Program(NamedTuple):
@@ -62,6 +49,8 @@ def graph_like(model: Model, handle: int = 0) -> Graph:
         extra["aparam"] = np.zeros((1, 1, model.dim_aparam))
     if model.takes_charge_spin:
         extra["charge_spin"] = np.zeros((1, 2))
+    if model.spin_scales is not None:
+        extra["spin"] = np.ones((1, 1, 3))
     graph = builder_of(model).build(np.zeros((1, 1, 3)), np.zeros((1, 1), np.int64), None, **extra)
     if model.message_passing:
         graph = graph.replace(comm=Comm(handle=np.array([handle])))
@@ -69,13 +58,18 @@ def graph_like(model: Model, handle: int = 0) -> Graph:
     return tensors
 
 
-def export_program(module: torch.nn.Module, like: Graph, *, atomic_virial: bool) -> Program:
+def export_program(
+    module: torch.nn.Module, like: Graph, *, derivatives: bool = True, atomic_virial: bool = False
+) -> Program:
     """Outputs and derivatives of a model for graphs of the structure of `like`, of any size.
+
+    derivatives: whether the model has any.
 
     Raises BackendError naming the input, the condition or the exchange where the program would not serve every size or
     every process.
     """
-    traced = trace(module, like, forces=True, atomic=atomic_virial)
+    traced = trace(module, like, forces=derivatives, atomic=atomic_virial)
+    order_exchanges(traced.graph_module)
     inputs = sized(sample_graph(like))
     dynamic = tuple(dict.fromkeys(range(len(leaf.axes)), torch.export.Dim.DYNAMIC) or None for leaf in inputs)
     with cast(Any, fx_config).patch(backed_size_oblivious=True):
@@ -89,7 +83,7 @@ def export_program(module: torch.nn.Module, like: Graph, *, atomic_virial: bool)
     symbols = _check_axes(exported, inputs)
     _check_conditions(exported, symbols)
     outputs = _outputs(exported, traced.names, symbols)
-    return Program(exported, inputs, outputs, _exchanges(exported))
+    return Program(exported, inputs, outputs, read_exchanges(exported.graph))
 
 
 class _Held(torch.nn.Module):
@@ -171,7 +165,7 @@ def _outputs(
 
 def _axis_of_size(size: Any, symbols: dict[str, str]) -> str | None:
     """The axis that always has this size, such as atoms for min(atoms, nodes)."""
-    for axis in GLOBAL_AXES:
+    for axis in dict.fromkeys((*GLOBAL_AXES, *symbols.values())):
         symbol = next((s for s, name in symbols.items() if name == axis), None)
         if symbol is not None and holds_for_every_size(sympy.Eq(size, _symbol(size, symbol)), symbols):
             return axis

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from .decompose import Part, decompose, slabs
 from .exchange import GhostExchange
+from .folding import NODE_KEYS, fold
 from .library import load_ops, ops_library
 from .providers import ABI, FaultProvider, MappingProvider, Provider, failure_of
 
 __all__ = [
     "ABI",
+    "NODE_KEYS",
     "FaultProvider",
     "GhostExchange",
     "MappingProvider",
@@ -20,6 +22,7 @@ __all__ = [
     "Provider",
     "decompose",
     "failure_of",
+    "fold",
     "load_ops",
     "ops_library",
     "slabs",

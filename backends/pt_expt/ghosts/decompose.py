@@ -4,6 +4,9 @@ Each rank owns the atoms that an assignment gives it. Its edges are those of the
 truncation and exclusions are the same however the atoms are spread. Where an edge sees an atom of another rank, or a
 periodic image, it sees a ghost: one row for every image of an atom that any edge of the rank sees.
 
+A virtual atom belongs to the rank of the atom whose spin it stands for, and a ghost of either has the other beside it:
+forces on both go home together.
+
     parts = decompose(graph, coord, cell, slabs(coord, cell, 2), 2)
 """
 
@@ -14,25 +17,25 @@ from typing import Any
 
 import numpy as np
 
-from dpmodel.graph import Angles, Edges, Graph, Slots, TypeGroups
+from dpmodel.graph import Angles, Edges, Graph, Slots, TypeGroups, VirtualAtoms
 
 __all__ = ["Part", "decompose", "slabs"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What one rank computes on. n: owned atoms, g: ghosts."""
+    """What one rank computes on. n: owned atoms of the graph, g: ghosts; s: owned atoms without virtual ones."""
 
     graph: Graph
     """NumPy arrays; n owned atoms, m = n + g nodes; neither `owner` nor `comm`."""
     atoms: np.ndarray
-    """(n,): rows of the owned atoms in the whole graph, ascending."""
+    """(s,): which atoms the rank owns, ascending; numbers count as in `coord`."""
     ghost_rank: np.ndarray
     """(g,): which rank owns the atom that a ghost copies, ascending."""
     ghost_row: np.ndarray
     """(g,): its row among the owned atoms of that rank."""
     total: int
-    """Atoms of all ranks."""
+    """Atoms of all ranks, without virtual ones."""
 
 
 def slabs(coord: np.ndarray, cell: np.ndarray | None, size: int, *, axis: int = 0) -> np.ndarray:
@@ -58,9 +61,9 @@ def decompose(
 
     Args:
         graph: of one frame, as `GraphBuilder.build` makes it (NumPy arrays, no ghosts).
-        coord: (n, 3) or (1, n, 3), the coordinates that it was built from, Å.
+        coord: (s, 3) or (1, s, 3), the coordinates that it was built from, Å.
         cell: (3, 3) or (1, 3, 3) or None, likewise.
-        assignment: (n,) ranks in [0, size).
+        assignment: (s,) ranks in [0, size).
         size: number of ranks.
 
     Raises ValueError where these do not fit each other.
@@ -69,10 +72,13 @@ def decompose(
     coord, assignment = np.reshape(coord, (-1, 3)), np.asarray(assignment)
     if len(graph.natoms) != 1 or len(graph.atype) != n or graph.comm is not None:
         raise ValueError("decompose takes the graph of one frame without ghosts")
-    if coord.shape != (n, 3) or assignment.shape != (n,):
-        raise ValueError(f"the graph has {n} atoms, coord {len(coord)}, assignment shape {assignment.shape}")
-    if n and not (assignment.min() >= 0 and assignment.max() < size):
+    s = n if graph.virtual is None else len(graph.virtual.owned)
+    if coord.shape != (s, 3) or assignment.shape != (s,):
+        raise ValueError(f"the graph has {s} atoms, coord {len(coord)}, assignment shape {assignment.shape}")
+    if s and not (assignment.min() >= 0 and assignment.max() < size):
         raise ValueError(f"ranks must be in [0, {size}), got [{assignment.min()}, {assignment.max()}]")
+    if graph.virtual is not None:  # of one frame: atoms first, then virtual ones
+        coord, assignment = np.concatenate([coord, coord + graph.virtual.shift]), np.tile(assignment, 2)
     shift = _images(graph, coord, cell)
     place = np.zeros(n, np.int64)  # row among the atoms of the rank
     for rank in range(size):
@@ -96,25 +102,60 @@ def _part(graph: Graph, shift: np.ndarray, assignment: np.ndarray, place: np.nda
     neighbour, image = graph.neighbour[edges], shift[edges]
     here = (assignment[neighbour] == rank) & np.all(image == 0, axis=1)
     away = ~here
-    keys = np.concatenate([assignment[neighbour[away], None], neighbour[away, None], image[away]], axis=1)
-    ghosts, which = np.unique(keys, axis=0, return_inverse=True)
+    ghosts, which, virtual = _ghosts(graph, own, neighbour[away], image[away], assignment)
     node = place[neighbour]
-    node[away] = len(own) + np.reshape(which, (-1,))
+    node[away] = len(own) + which
     owned: dict[str, Any] = {"aparam": None if graph.aparam is None else graph.aparam[own]}
     new = np.cumsum(kept) - 1
+    atoms = own if virtual is None else own[: len(virtual.owned)]
     part = graph.replace(
-        atype=np.concatenate([graph.atype[own], graph.atype[ghosts[:, 1]]]),
+        atype=np.concatenate([graph.atype[own], graph.atype[ghosts]]),
         frame=graph.frame[own],
-        natoms=np.array([np.count_nonzero(graph.atype[own] >= 0)], np.int64),
+        natoms=np.array([np.count_nonzero(graph.atype[atoms] >= 0)], np.int64),
         centre=place[graph.centre[edges]],
         neighbour=node,
         edge_vec=graph.edge_vec[edges],
         edge_mask=graph.edge_mask[edges],
         views=tuple(_view(view, own, kept, new) for view in graph.views),
         types=None if graph.types is None else _group(graph.types, assignment == rank, place),
+        virtual=virtual,
         **owned,
     )
-    return Part(graph=part, atoms=own, ghost_rank=ghosts[:, 0], ghost_row=place[ghosts[:, 1]], total=len(assignment))
+    total = len(assignment) if graph.virtual is None else len(graph.virtual.owned)
+    return Part(graph=part, atoms=atoms, ghost_rank=assignment[ghosts], ghost_row=place[ghosts], total=total)
+
+
+def _ghosts(
+    graph: Graph, own: np.ndarray, seen: np.ndarray, image: np.ndarray, assignment: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, VirtualAtoms | None]:
+    """Rows of the atoms that ghosts copy, by rank; which ghost each edge sees; and the pairs of virtual atoms.
+
+    seen, image: atom and image of every edge that sees one of these.
+    """
+    virtual = graph.virtual
+    pair = seen if virtual is None else seen % len(virtual.owned)
+    keys = np.concatenate([assignment[pair, None], pair[:, None], image], axis=1)
+    found, which = np.unique(keys, axis=0, return_inverse=True)
+    which, copied = np.reshape(which, (-1,)), found[:, 1]
+    if virtual is None:
+        return copied, which, None
+    # Both of every pair, still sorted by rank.
+    n, s, g = len(own), len(virtual.owned), len(copied)
+    rows = np.concatenate([copied, copied + s])
+    order = np.argsort(assignment[rows], kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(2 * g)
+    mine, ghost = np.arange(n // 2), n + place
+    pairs = np.concatenate([own[: n // 2], copied])
+    virtual = VirtualAtoms(
+        real=np.concatenate([mine, ghost[:g]]),
+        virtual=np.concatenate([mine + n // 2, ghost[g:]]),
+        shift=virtual.shift[pairs],
+        scale=virtual.scale[pairs],
+        frame=virtual.frame[pairs],
+        owned=mine,
+    )
+    return rows[order], place[which + g * (seen >= s)], virtual
 
 
 def _view(view: Any, own: np.ndarray, kept: np.ndarray, new: np.ndarray) -> Any:

@@ -13,6 +13,7 @@ wait for each other forever.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import time
 import traceback
@@ -27,6 +28,7 @@ from dpmodel.models import predict
 
 from ...pt.bridge import graph_to_torch, torch_gradient
 from .decompose import Part
+from .folding import NODE_KEYS, fold
 from .providers import Provider
 
 __all__ = ["MPIProvider", "aborting", "evaluate"]
@@ -113,20 +115,23 @@ def evaluate(
     """Outputs of a model for all ranks' atoms, equal on every rank. Collective.
 
     module: of `to_torch` with the overrides of this backend, or anything that takes a `Graph` of tensors. provider: of
-    this part, for several evaluations of it; else a new one is made. device: of the module. Returns energy (1, 1), virial (1, 9), force (n, 3), atom_energy (n, 1), mask (n,) and on request atom_virial (n, 9) of all n
-    atoms, in the order of the whole graph. A rank that raises ends the whole job (`aborting`).
+    this part, for several evaluations of it; else a new one is made. device: of the module. Returns energy (1, 1),
+    virial (1, 9), force (s, 3), atom_energy (s, 1), mask (s,) and on request atom_virial (s, 9) of all s atoms, in the
+    order of `coord`; of models with spin force_mag (s, 3) and mask_mag (s, 1) too. A rank that raises ends the whole job
+    (`aborting`).
     """
     with aborting():
         provider = MPIProvider.of(comm, part) if provider is None else provider
         graph = graph_to_torch(part.graph.replace(comm=Comm(handle=provider.handle)), device)
         outputs = predict(module, graph, torch_gradient, atomic_virial=atomic_virial)
         own = {key: value.detach().cpu().numpy() for key, value in outputs.items()}
-        n, whole = len(part.atoms), {}
+        n, whole = len(part.graph.frame), {}
+        home = functools.partial(provider.fold, n_owned=n)
         for key, value in own.items():
             if key in ("energy", "virial"):
                 share = value
             else:
-                folded = provider.fold(value, n) if key in ("force", "atom_virial") else value
+                folded = fold(value, part.graph, home) if key in NODE_KEYS else value
                 share = np.zeros((part.total, *value.shape[1:]), value.dtype)
                 share[part.atoms] = folded
             whole[key] = np.empty_like(share)

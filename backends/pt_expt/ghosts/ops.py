@@ -16,6 +16,7 @@ def register_python_side() -> None:
     """Register fakes and derivatives of the loaded operators. Once per process."""
     torch.library.register_fake("dpmodel::ghost_forward", _rows)
     torch.library.register_fake("dpmodel::ghost_reverse", _rows)
+    torch.library.register_fake("dpmodel::ghost_after", _handle)
     torch.library.register_autograd("dpmodel::ghost_forward", _reverse, setup_context=_remember)
     torch.library.register_autograd("dpmodel::ghost_reverse", _forward, setup_context=_remember)
     torch.library.register_vmap("dpmodel::ghost_forward", _no_batches)
@@ -25,6 +26,10 @@ def register_python_side() -> None:
 def _rows(x: torch.Tensor, handle: torch.Tensor, rows: Any) -> torch.Tensor:  # noqa: ARG001 - the operators' signature
     """Shape of both results: as many rows as asked for, contiguous."""
     return x.new_empty((rows, *x.shape[1:]))
+
+
+def _handle(handle: torch.Tensor, before: torch.Tensor) -> torch.Tensor:  # noqa: ARG001 - the operator's signature
+    return torch.empty_like(handle)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:  # noqa: ARG001 - as torch calls it

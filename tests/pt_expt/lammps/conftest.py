@@ -27,6 +27,7 @@ CSRC = Path(__file__).parent / "csrc"
 NKTV2P = 1.6021765e6
 """LAMMPS, units metal: from eV/Å^3 to bar."""
 COLUMNS = "id type x y z fx fy fz c_energy c_virial[1] c_virial[2] c_virial[3] c_virial[4] c_virial[5] c_virial[6]"
+MAGNETIC = "c_magnetic[1] c_magnetic[2] c_magnetic[3]"
 CENTROID = " ".join(f"c_centroid[{k}]" for k in range(1, 10))
 
 
@@ -39,6 +40,13 @@ class Atoms:
     """From 0."""
     cell: np.ndarray
     boundary: str = "p p p"
+    spin: np.ndarray | None = None
+    """Vectors."""
+
+    @property
+    def style(self) -> str:
+        """Of LAMMPS."""
+        return "atomic" if self.spin is None else "spin"
 
     def write(self, path: Path) -> None:
         """A data file."""
@@ -49,9 +57,12 @@ class Atoms:
         ]  # fmt: skip
         if any((bx, cx, cy)):
             lines.append(f"{bx:.17g} {cx:.17g} {cy:.17g} xy xz yz")
-        lines += ["", "Atoms # atomic", ""]
+        lines += ["", f"Atoms # {self.style}", ""]
         for k, (kind, x) in enumerate(zip(self.kind, self.coord, strict=True)):
-            lines.append(f"{k + 1} {kind + 1} {x[0]:.17g} {x[1]:.17g} {x[2]:.17g}")
+            numbers = list(x)
+            if self.spin is not None:
+                numbers += [*self.spin[k], float(np.linalg.norm(self.spin[k]))]  # LAMMPS makes the vector a direction
+            lines.append(f"{k + 1} {kind + 1} " + " ".join(f"{number:.17g}" for number in numbers))
         path.write_text("\n".join(lines) + "\n")
 
 
@@ -169,9 +180,10 @@ def script(
     before, ready, after: commands before the atoms are read, when they are there, and at the end.
     """
     atoms.write(folder / "atoms.data")
+    columns = COLUMNS if atoms.spin is None else f"{COLUMNS} {MAGNETIC}"
     return f"""
 units metal
-atom_style atomic
+atom_style {atoms.style}
 newton on
 boundary {atoms.boundary}
 {before}
@@ -189,10 +201,11 @@ compute pressure all pressure NULL pair
 compute energy all pe/atom pair
 compute virial all stress/atom NULL pair
 {"compute centroid all centroid/stress/atom NULL pair" if centroid else ""}
+{"" if atoms.spin is None else "compute magnetic all property/atom fmx fmy fmz"}
 thermo_style custom step pe vol c_pressure[*]
 thermo_modify format float %.17g
 thermo {steps}
-dump 1 all custom {steps} out.atoms {COLUMNS} {CENTROID if centroid else ""}
+dump 1 all custom {steps} out.atoms {columns} {CENTROID if centroid else ""}
 dump_modify 1 sort id format float %.17g
 {after}
 """

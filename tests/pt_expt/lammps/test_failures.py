@@ -162,7 +162,7 @@ def test_different_files_on_two_ranks(lammps, make_script, dpa3_pt2, tmp_path):
     ("keys", "message"),
     [
         ({"torch_version": "2.4.0"}, "it was compiled for torch 2.4.0, this plugin is linked to torch 2."),
-        ({"format_version": 7}, "it has format version 7, this plugin reads 1"),
+        ({"format_version": 7}, "it has format version 7, this plugin reads 2"),
         ({"op_abi": 2}, "version 2 of the ghost exchange, this plugin has 1"),
         ({"without": ("exchanges",)}, "its metadata lack 'exchanges'"),
         ({"rcut": 2.0}, "neighbours are needed up to 4.0"),

@@ -23,7 +23,7 @@ namespace {
 using LAMMPS_NS::json;
 using Text = std::string;
 
-constexpr int FORMAT_VERSION = 1;
+constexpr int FORMAT_VERSION = 2;
 
 [[noreturn]] void refuse(const Text &what) { throw std::runtime_error(what); }
 
@@ -106,7 +106,10 @@ Metadata parse(const json &tree) {
     refuse("it was frozen for the device '" + get<Text>(tree, "device") + "'; this plugin runs on the CPU: freeze it there");
   made.type_map = get<std::vector<Text>>(tree, "type_map");
   made.rcut = get<double>(tree, "rcut");
+  made.output = get<Text>(tree, "output");
   made.ntypes = get<int64_t>(tree, "ntypes");
+  made.graph_types = get<int64_t>(tree, "graph_types");
+  made.spin_scales = numbers(tree, "spin_scales");
   made.message_passing = get<bool>(tree, "message_passing");
   made.allow_overlap = get<bool>(tree, "allow_overlap");
   made.group_by_type = get<bool>(tree, "group_by_type");
@@ -127,18 +130,22 @@ Metadata parse(const json &tree) {
 
 /* What the rest of the program takes for granted. */
 void check(const Metadata &about) {
+  if (about.output != "energy") refuse("it predicts '" + about.output + "': only models of energies can run in LAMMPS");
   if (static_cast<int64_t>(about.type_map.size()) != about.ntypes) refuse("its metadata name fewer or more types than it has");
+  const bool spins = !about.spin_scales.empty();
+  if (about.graph_types != (spins ? 2 : 1) * about.ntypes || (spins && static_cast<int64_t>(about.spin_scales.size()) != about.ntypes))
+    refuse("its metadata do not have one scale of spins and one virtual type per type");
   double reach = 0.0;
   for (const auto &item : about.requests) {
     reach = std::max(reach, item.rcut);
-    if (item.layout == Layout::typed_slots && static_cast<int64_t>(item.sel.size()) != about.ntypes)
+    if (item.layout == Layout::typed_slots && static_cast<int64_t>(item.sel.size()) != about.graph_types)
       refuse("its metadata hold a sel that does not have one number per type");
   }
   if (!(reach <= about.rcut))
     refuse("its metadata contradict themselves: neighbours are needed up to " + std::to_string(reach) +
            " Å, the cutoff is " + std::to_string(about.rcut) + " Å");
   for (const auto &[a, b] : about.excluded)
-    if (std::min(a, b) < 0 || std::max(a, b) >= about.ntypes) refuse("its metadata exclude pairs of types that it does not have");
+    if (std::min(a, b) < 0 || std::max(a, b) >= about.graph_types) refuse("its metadata exclude pairs of types that it does not have");
   int64_t widest = 0;
   for (const auto &item : about.exchanges) widest = std::max(widest, item.width * (item.dtype == 1 ? 8 : 4));
   if (widest > about.max_bytes_per_row)
@@ -146,8 +153,9 @@ void check(const Metadata &about) {
            std::to_string(about.max_bytes_per_row) + " are declared");
   std::set<Text> names;
   for (const auto &item : about.outputs) names.insert(item.name);
+  if (spins) names.count("force_mag") ? void() : refuse("it takes spins and has no output 'force_mag'");
   for (const char *name : {"energy", "atom_energy", "force", "virial"})
-    if (!names.count(name)) refuse(Text("it has no output '") + name + "': only models of energies can run in LAMMPS");
+    if (!names.count(name)) refuse(Text("it has no output '") + name + "', which LAMMPS needs");
   if (about.atomic_virial && !names.count("atom_virial")) refuse("its metadata promise an atomic virial that it does not have");
 }
 

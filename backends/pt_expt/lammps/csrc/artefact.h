@@ -35,10 +35,12 @@ struct ExchangeInfo {
 
 /* `extra/dpmodel.json` of the archive. */
 struct Metadata {
-  std::string torch_version, instruction_set, precision, model_hash;
+  std::string torch_version, instruction_set, precision, model_hash, output;
   std::vector<std::string> type_map;
   double rcut = 0.0;
   int64_t ntypes = 0;
+  int64_t graph_types = 0;          // those of the graph: twice as many where there are virtual atoms
+  std::vector<double> spin_scales;  // by type, Å per unit of spin; empty: the model takes no spins
   bool message_passing = false, allow_overlap = false, group_by_type = false, charge_spin = false, atomic_virial = false;
   std::vector<std::pair<int64_t, int64_t>> excluded;
   std::vector<Request> requests;

@@ -26,10 +26,11 @@ Exchanging::Exchanging(LAMMPS *lmp) : Pair(lmp), ghosts_() {
   ghosts_.reverse = &Exchanging::reverse;
 }
 
-void Exchanging::declare_exchanges(std::vector<ExchangeInfo> schedule, int64_t max_bytes_per_row) {
+void Exchanging::declare_exchanges(std::vector<ExchangeInfo> schedule, int64_t max_bytes_per_row, int64_t each) {
   schedule_ = std::move(schedule);
+  each_ = each;
   ghosts_.max_bytes_per_row = max_bytes_per_row;
-  comm_forward = comm_reverse = static_cast<int>((max_bytes_per_row + 7) / 8);
+  comm_forward = comm_reverse = static_cast<int>(each * ((max_bytes_per_row + 7) / 8));
 }
 
 void Exchanging::begin_exchanges() {
@@ -56,10 +57,12 @@ int32_t Exchanging::refuse(const char *reason) noexcept {
 
 int32_t Exchanging::exchange(bool reverse, int32_t dtype, void *rows, int64_t owned, int64_t all,
                              int64_t width) noexcept {
-  if (owned != atom->nlocal || all != static_cast<int64_t>(atom->nlocal) + atom->nghost) {
+  nodes_ = {atom->nlocal, static_cast<int64_t>(atom->nlocal) + atom->nghost, each_};
+  if (owned != each_ * nodes_.owned || all != each_ * nodes_.all) {
     std::snprintf(ghosts_.message, sizeof(ghosts_.message),
-                  "the model exchanges %lld of %lld rows, LAMMPS has %d atoms and %d ghosts",
-                  static_cast<long long>(owned), static_cast<long long>(all), atom->nlocal, atom->nghost);
+                  "the model exchanges %lld of %lld rows, LAMMPS has %d atoms and %d ghosts with %lld rows each",
+                  static_cast<long long>(owned), static_cast<long long>(all), atom->nlocal, atom->nghost,
+                  static_cast<long long>(each_));
     return 1;
   }
   if (done_ >= schedule_.size() || schedule_[done_].reverse != reverse || schedule_[done_].dtype != dtype ||
@@ -69,7 +72,8 @@ int32_t Exchanging::exchange(bool reverse, int32_t dtype, void *rows, int64_t ow
   width_ = width;
   row_bytes_ = static_cast<size_t>(width) * (is_double_ ? sizeof(double) : sizeof(float));
   row_doubles_ = static_cast<int>((row_bytes_ + 7) / 8);
-  if (row_doubles_ > (reverse ? comm_reverse : comm_forward))
+  const int atom_doubles = static_cast<int>(each_) * row_doubles_;
+  if (atom_doubles > (reverse ? comm_reverse : comm_forward))
     return refuse("its rows are wider than the buffers of LAMMPS, which were made by the model's metadata");
 #ifdef DPMODEL_TESTING
   if (exchange_must_fail(comm->me, done_)) return refuse("a failure made for tests");
@@ -80,9 +84,9 @@ int32_t Exchanging::exchange(bool reverse, int32_t dtype, void *rows, int64_t ow
   int32_t status = 0;
   try {
     if (reverse)
-      comm->reverse_comm(this, row_doubles_);
+      comm->reverse_comm(this, atom_doubles);
     else
-      comm->forward_comm(this, row_doubles_);
+      comm->forward_comm(this, atom_doubles);
   } catch (const std::exception &problem) {
     status = refuse(problem.what());
   } catch (...) {
@@ -92,44 +96,45 @@ int32_t Exchanging::exchange(bool reverse, int32_t dtype, void *rows, int64_t ow
   return status;
 }
 
-int Exchanging::pack_forward_comm(int count, int *rows, double *buffer, int /*pbc_flag*/, int * /*pbc*/) {
-  for (int k = 0; k < count; ++k) {
-    double *to = buffer + static_cast<size_t>(k) * row_doubles_;
+/* Calls use(row of the table, place in the buffer) for all rows of some atoms. atom_at: of the k-th of them. */
+template <class Atom, class Use>
+void Exchanging::each_row(int count, double *buffer, Atom atom_at, Use use) const {
+  for (int k = 0; k < count; ++k)
+    for (int64_t which = 0; which < each_; ++which, buffer += row_doubles_)
+      use(static_cast<size_t>(nodes_.row(atom_at(k), which)), buffer);
+}
+
+template <class Atom>
+int Exchanging::pack(int count, double *buffer, Atom atom_at) const {
+  each_row(count, buffer, atom_at, [this](size_t row, double *to) {
     if (row_bytes_ % 8) to[row_doubles_ - 1] = 0.0;  // the unused half
-    std::memcpy(to, table_ + static_cast<size_t>(rows[k]) * row_bytes_, row_bytes_);
-  }
-  return count * row_doubles_;
+    std::memcpy(to, table_ + row * row_bytes_, row_bytes_);
+  });
+  return count * static_cast<int>(each_) * row_doubles_;
+}
+
+int Exchanging::pack_forward_comm(int count, int *rows, double *buffer, int /*pbc_flag*/, int * /*pbc*/) {
+  return pack(count, buffer, [rows](int k) { return rows[k]; });
 }
 
 void Exchanging::unpack_forward_comm(int count, int first, double *buffer) {
-  for (int k = 0; k < count; ++k)
-    std::memcpy(table_ + static_cast<size_t>(first + k) * row_bytes_, buffer + static_cast<size_t>(k) * row_doubles_,
-                row_bytes_);
+  each_row(count, buffer, [first](int k) { return first + k; },
+           [this](size_t row, const double *from) { std::memcpy(table_ + row * row_bytes_, from, row_bytes_); });
 }
 
 int Exchanging::pack_reverse_comm(int count, int first, double *buffer) {
-  for (int k = 0; k < count; ++k) {
-    double *to = buffer + static_cast<size_t>(k) * row_doubles_;
-    if (row_bytes_ % 8) to[row_doubles_ - 1] = 0.0;
-    std::memcpy(to, table_ + static_cast<size_t>(first + k) * row_bytes_, row_bytes_);
-  }
-  return count * row_doubles_;
+  return pack(count, buffer, [first](int k) { return first + k; });
 }
 
 template <class T>
-static void add_rows(int count, const int *rows, const double *buffer, int row_doubles, int64_t width, char *table) {
-  for (int k = 0; k < count; ++k) {
-    T *to = reinterpret_cast<T *>(table) + static_cast<size_t>(rows[k]) * width;
-    const T *from = reinterpret_cast<const T *>(buffer + static_cast<size_t>(k) * row_doubles);
-    for (int64_t c = 0; c < width; ++c) to[c] += from[c];
-  }
+static void add_row(char *to, const double *from, int64_t width) {
+  for (int64_t c = 0; c < width; ++c) reinterpret_cast<T *>(to)[c] += reinterpret_cast<const T *>(from)[c];
 }
 
 void Exchanging::unpack_reverse_comm(int count, int *rows, double *buffer) {
-  if (is_double_)
-    add_rows<double>(count, rows, buffer, row_doubles_, width_, table_);
-  else
-    add_rows<float>(count, rows, buffer, row_doubles_, width_, table_);
+  const auto add = is_double_ ? add_row<double> : add_row<float>;
+  each_row(count, buffer, [rows](int k) { return rows[k]; },
+           [this, add](size_t row, const double *from) { add(table_ + row * row_bytes_, from, width_); });
 }
 
 }  // namespace dpmodel

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "dpmodel_ghosts.h"
+#include "graph.h"
 
 #include "pair.h"
 
@@ -25,8 +26,8 @@ class Exchanging : public LAMMPS_NS::Pair {
   void unpack_reverse_comm(int count, int *rows, double *buffer) override;
 
  protected:
-  /* Before any `init`: buffers are made there, for the widest rows. */
-  void declare_exchanges(std::vector<ExchangeInfo> schedule, int64_t max_bytes_per_row);
+  /* Before any `init`: buffers are made there, for the widest rows. each: rows of the table for an atom (`Nodes`). */
+  void declare_exchanges(std::vector<ExchangeInfo> schedule, int64_t max_bytes_per_row, int64_t each = 1);
   /* Before every run of the model. */
   void begin_exchanges();
   /* After it: whether every exchange of the schedule has been made. */
@@ -40,15 +41,21 @@ class Exchanging : public LAMMPS_NS::Pair {
   static int32_t forward(void *self, int32_t dtype, void *rows, int64_t owned, int64_t all, int64_t width);
   static int32_t reverse(void *self, int32_t dtype, void *rows, int64_t owned, int64_t all, int64_t width);
   int32_t refuse(const char *reason) noexcept;
+  template <class Atom, class Use>
+  void each_row(int count, double *buffer, Atom atom_at, Use use) const;
+  template <class Atom>
+  int pack(int count, double *buffer, Atom atom_at) const;
 
   std::vector<ExchangeInfo> schedule_;
   size_t done_ = 0;
+  int64_t each_ = 1;
   // Of the exchange that is going on:
   char *table_ = nullptr;
   int64_t width_ = 0;
   bool is_double_ = true;
   size_t row_bytes_ = 0;
-  int row_doubles_ = 0;  // one row in LAMMPS's buffers, which are of doubles
+  int row_doubles_ = 0;  // one row in LAMMPS's buffers, which are of doubles; an atom sends `each_` rows
+  Nodes nodes_;
 };
 
 }  // namespace dpmodel

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
+#include <tuple>
 #include <utility>
 
 namespace dpmodel {
@@ -34,8 +36,10 @@ void ranked(const std::vector<int64_t> &rows, const std::vector<int64_t> &centre
 }  // namespace
 
 GraphBuilder::GraphBuilder(std::vector<Request> requests, int64_t ntypes,
-                           std::vector<std::pair<int64_t, int64_t>> excluded, bool group_by_type, bool allow_overlap)
-    : requests_(std::move(requests)), ntypes_(ntypes), group_by_type_(group_by_type), allow_overlap_(allow_overlap) {
+                           std::vector<std::pair<int64_t, int64_t>> excluded, bool group_by_type, bool allow_overlap,
+                           std::vector<double> spin_scales)
+    : requests_(std::move(requests)), ntypes_(ntypes), group_by_type_(group_by_type), allow_overlap_(allow_overlap),
+      spin_scales_(std::move(spin_scales)) {
   for (const auto &request : requests_) rcut_ = std::max(rcut_, request.rcut);
   if (!excluded.empty()) forbidden_.assign(ntypes * ntypes, 0);
   for (const auto &[a, b] : excluded) forbidden_[a * ntypes + b] = forbidden_[b * ntypes + a] = 1;
@@ -43,6 +47,7 @@ GraphBuilder::GraphBuilder(std::vector<Request> requests, int64_t ntypes,
 
 Arrays GraphBuilder::build(const Surroundings &here) {
   problem_ = Problem();
+  place_nodes(here);
   find_pairs(here);
 
   const auto select_all = [this] {
@@ -59,15 +64,13 @@ Arrays GraphBuilder::build(const Surroundings &here) {
   }
 
   Arrays arrays;
-  const int64_t n = here.owned, m = here.all;
-  auto atype = at::empty({m}, at::kLong);
-  if (m > 0) std::memcpy(atype.data_ptr(), here.kind, m * sizeof(int64_t));
+  const int64_t n = nodes_.each * here.owned;
   int64_t real = 0;
-  for (int64_t i = 0; i < n; ++i) real += here.kind[i] >= 0;
+  for (int64_t i = 0; i < here.owned; ++i) real += here.kind[i] >= 0;
   const auto e = static_cast<int64_t>(centre_.size());
   auto vec = at::empty({e, 3}, at::kDouble);
   if (e > 0) std::memcpy(vec.data_ptr(), vec_.data(), e * sizeof(vec_[0]));
-  arrays["atype"] = atype;
+  arrays["atype"] = integers(node_kind_);
   arrays["frame"] = at::zeros({n}, at::kLong);
   arrays["natoms"] = at::full({1}, real, at::kLong);
   arrays["centre"] = integers(centre_);
@@ -76,8 +79,30 @@ Arrays GraphBuilder::build(const Surroundings &here) {
   arrays["edge_mask"] = all_true(centre_.size());
   for (size_t k = 0; k < requests_.size(); ++k)
     put_view(arrays, "views." + std::to_string(k), requests_[k], views[k], n);
-  if (group_by_type_) put_groups(arrays, here);
+  if (group_by_type_) put_groups(arrays);
+  if (!spin_scales_.empty()) put_virtual(arrays);
   return arrays;
+}
+
+/* Types of all rows, and where the virtual atoms are. */
+void GraphBuilder::place_nodes(const Surroundings &here) {
+  nodes_ = {here.owned, here.all, spin_scales_.empty() ? 1 : 2};
+  node_kind_.assign(nodes_.each * here.all, -1);
+  for (int64_t i = 0; i < here.all; ++i) node_kind_[nodes_.row(i, 0)] = here.kind[i];
+  largest_shift_ = {0.0, -1};
+  if (spin_scales_.empty()) return;
+  shift_.assign(here.all, Vector{});
+  scale_.assign(here.all, 0.0);
+  const auto known = static_cast<int64_t>(spin_scales_.size());
+  for (int64_t i = 0; i < here.all; ++i) {
+    if (here.kind[i] < 0) continue;
+    node_kind_[nodes_.row(i, 1)] = here.kind[i] + known;
+    scale_[i] = spin_scales_[here.kind[i]];
+    if (scale_[i] == 0.0) continue;  // LAMMPS makes a direction of NaN where none was given
+    for (int k = 0; k < 3; ++k) shift_[i][k] = here.spin[i][k] * here.spin[i][3] * scale_[i];
+    const double length = std::sqrt(shift_[i][0] * shift_[i][0] + shift_[i][1] * shift_[i][1] + shift_[i][2] * shift_[i][2]);
+    if (i < here.owned && length > largest_shift_.first) largest_shift_ = {length, i};
+  }
 }
 
 void GraphBuilder::clear_pairs() {
@@ -89,43 +114,78 @@ void GraphBuilder::clear_pairs() {
   excluded_.clear();
 }
 
-void GraphBuilder::find_pairs(const Surroundings &here) {
-  clear_pairs();
+bool GraphBuilder::all_finite(const Surroundings &here) {
+  const auto finite = [](const auto &v) { return std::isfinite(v[0]) && std::isfinite(v[1]) && std::isfinite(v[2]); };
   for (int64_t i = 0; i < here.all; ++i) {
-    if (here.kind[i] < 0 || (std::isfinite(here.x[i][0]) && std::isfinite(here.x[i][1]) && std::isfinite(here.x[i][2])))
-      continue;
-    problem_ = {"has coordinates that are NaN or infinite", i, -1};
-    return;
-  }
-  // The comparison of squares only sorts out; the cutoff is applied to distances in Å, as in Python.
-  const double reach = rcut_ * here.angstrom * (1.0 + 1e-12);
-  const double reach_squared = reach * reach;
-  for (int64_t i = 0; i < here.owned; ++i) {
     if (here.kind[i] < 0) continue;
-    around_.clear();
-    const double *xi = here.x[i];
-    for (int jj = 0; jj < here.count[i]; ++jj) {
-      const int64_t j = here.list[i][jj] & here.mask;
-      const double dx = here.x[j][0] - xi[0], dy = here.x[j][1] - xi[1], dz = here.x[j][2] - xi[2];
-      if (dx * dx + dy * dy + dz * dz > reach_squared || here.kind[j] < 0) continue;
-      const double vx = dx / here.angstrom, vy = dy / here.angstrom, vz = dz / here.angstrom;
-      const double distance = std::sqrt(vx * vx + vy * vy + vz * vz);
-      if (distance <= rcut_) around_.push_back({distance, {vx, vy, vz}, j});
-    }
-    sort_around();
-    for (const auto &[distance, k] : order_) {
-      const auto &other = around_[k];
-      centre_.push_back(i);
-      neighbour_.push_back(other.row);
-      kind_.push_back(here.kind[other.row]);
-      vec_.push_back(other.vec);
-      distance_.push_back(distance);
-      if (!forbidden_.empty()) excluded_.push_back(forbidden_[here.kind[i] * ntypes_ + here.kind[other.row]]);
-    }
+    if (!finite(here.x[i]))
+      problem_ = {"has coordinates that are NaN or infinite", i, -1};
+    else if (nodes_.each == 2 && !finite(shift_[i]))
+      problem_ = {"has a spin that is NaN or infinite", i, -1};
+    else
+      continue;
+    return false;
   }
+  return true;
 }
 
-/* Nearest first; ties in the order of displacements, which is the same on every number of ranks. */
+void GraphBuilder::find_pairs(const Surroundings &here) {
+  clear_pairs();
+  if (!all_finite(here)) return;
+  for (int64_t which = 0; which < nodes_.each; ++which)
+    for (int64_t i = 0; i < here.owned; ++i) {
+      if (here.kind[i] < 0) continue;
+      look_around(here, i, which);
+      sort_around();
+      const int64_t row = nodes_.row(i, which), kind = node_kind_[row];
+      for (const auto &[distance, k] : order_) {
+        const auto &other = around_[k];
+        centre_.push_back(row);
+        neighbour_.push_back(other.row);
+        kind_.push_back(node_kind_[other.row]);
+        vec_.push_back(other.vec);
+        distance_.push_back(distance);
+        if (!forbidden_.empty()) excluded_.push_back(forbidden_[kind * ntypes_ + node_kind_[other.row]]);
+      }
+    }
+}
+
+/* All that an owned atom (which 0), or its virtual atom (1), sees. */
+void GraphBuilder::look_around(const Surroundings &here, int64_t i, int64_t which) {
+  // The comparison of squares only sorts out; the cutoff is applied to distances in Å, as in Python.
+  const double reach = rcut_ * here.angstrom * (1.0 + 1e-12);
+  const double reach_squared = reach * reach, unit = here.angstrom;
+  around_.clear();
+  const auto see = [&](int64_t row, double dx, double dy, double dz) {
+    if (dx * dx + dy * dy + dz * dz > reach_squared || node_kind_[row] < 0) return;
+    const double vx = dx / unit, vy = dy / unit, vz = dz / unit;
+    const double distance = std::sqrt(vx * vx + vy * vy + vz * vz);
+    if (distance <= rcut_) around_.push_back({distance, {vx, vy, vz}, row});
+  };
+  const double *xi = here.x[i];
+  if (nodes_.each == 1) {
+    for (int jj = 0; jj < here.count[i]; ++jj) {
+      const int64_t j = here.list[i][jj] & here.mask;
+      see(j, here.x[j][0] - xi[0], here.x[j][1] - xi[1], here.x[j][2] - xi[2]);
+    }
+    return;
+  }
+  const Vector own = shift_[i], none{};
+  const auto see_both = [&](int64_t j, const Vector &from) {
+    for (int64_t other = 0; other < 2; ++other) {
+      if (j == i && other == which) continue;
+      const Vector &to = other == 1 ? shift_[j] : none;
+      see(nodes_.row(j, other), here.x[j][0] - xi[0] + (to[0] - from[0]) * unit,
+          here.x[j][1] - xi[1] + (to[1] - from[1]) * unit, here.x[j][2] - xi[2] + (to[2] - from[2]) * unit);
+    }
+  };
+  const Vector &from = which == 1 ? own : none;
+  see_both(i, from);
+  for (int jj = 0; jj < here.count[i]; ++jj) see_both(here.list[i][jj] & here.mask, from);
+}
+
+/* Nearest first; ties in the order of displacements, which is the same on every number of ranks. At one place an atom
+   comes before the virtual atom that has not moved from it. */
 void GraphBuilder::sort_around() {
   order_.clear();
   for (size_t k = 0; k < around_.size(); ++k) order_.emplace_back(around_[k].distance, k);
@@ -134,7 +194,10 @@ void GraphBuilder::sort_around() {
     while (end < order_.size() && order_[end].first == order_[begin].first) ++end;
     if (end - begin > 1)
       std::sort(order_.begin() + begin, order_.begin() + end,
-                [this](const auto &a, const auto &b) { return around_[a.second].vec < around_[b.second].vec; });
+                [this](const auto &a, const auto &b) {
+                  const auto &one = around_[a.second], &other = around_[b.second];
+                  return std::tie(one.vec, one.row) < std::tie(other.vec, other.row);
+                });
   }
 }
 
@@ -205,7 +268,11 @@ void GraphBuilder::check_overlap() {
   const auto nearest = std::min_element(distance_.begin(), distance_.end());
   if (nearest == distance_.end() || *nearest >= SAME_PLACE) return;
   const auto row = nearest - distance_.begin();
-  problem_ = {"are at one place: energies and forces would be NaN or infinite", centre_[row], neighbour_[row]};
+  const int64_t one = nodes_.atom(centre_[row]), other = nodes_.atom(neighbour_[row]);
+  if (one == other)
+    problem_ = {"has no spin, or hardly any, and the model no numbers for that: its virtual atom is at its place", one, -1};
+  else
+    problem_ = {"are at one place: energies and forces would be NaN or infinite", one, other};
 }
 
 void GraphBuilder::put_view(Arrays &arrays, const std::string &path, const Request &request,
@@ -270,16 +337,39 @@ void GraphBuilder::put_angles(Arrays &arrays, const std::string &path, const Ang
   arrays[path + ".mask"] = all_true(static_cast<size_t>(count));
 }
 
-void GraphBuilder::put_groups(Arrays &arrays, const Surroundings &here) const {
+void GraphBuilder::put_groups(Arrays &arrays) const {
+  const int64_t n = nodes_.each * nodes_.owned;
   std::vector<Rows> members(ntypes_);
-  for (int64_t i = 0; i < here.owned; ++i) members[std::max<int64_t>(here.kind[i], 0)].push_back(i);
-  Rows place(here.owned, 0);
+  for (int64_t i = 0; i < n; ++i) members[std::max<int64_t>(node_kind_[i], 0)].push_back(i);
+  Rows place(n, 0);
   int64_t at = 0;
   for (int64_t t = 0; t < ntypes_; ++t) {
     arrays["types.rows." + std::to_string(t)] = integers(members[t]);
     for (const int64_t row : members[t]) place[row] = at++;
   }
   arrays["types.place"] = integers(place);
+}
+
+/* A pair for every atom, in their order. */
+void GraphBuilder::put_virtual(Arrays &arrays) const {
+  const int64_t all = nodes_.all;
+  Rows real(all), moved(all), owned(nodes_.owned);
+  for (int64_t i = 0; i < all; ++i) {
+    real[i] = nodes_.row(i, 0);
+    moved[i] = nodes_.row(i, 1);
+  }
+  std::iota(owned.begin(), owned.end(), int64_t(0));
+  auto shift = at::empty({all, 3}, at::kDouble), scale = at::empty({all}, at::kDouble);
+  if (all > 0) {
+    std::memcpy(shift.data_ptr(), shift_.data(), all * sizeof(Vector));
+    std::memcpy(scale.data_ptr(), scale_.data(), all * sizeof(double));
+  }
+  arrays["virtual.real"] = integers(real);
+  arrays["virtual.virtual"] = integers(moved);
+  arrays["virtual.shift"] = shift;
+  arrays["virtual.scale"] = scale;
+  arrays["virtual.frame"] = at::zeros({all}, at::kLong);
+  arrays["virtual.owned"] = integers(owned);
 }
 
 }  // namespace dpmodel

@@ -34,6 +34,7 @@ namespace {
 // Rows of the tables of dpmodel/nn/charge_spin.py.
 constexpr double LARGEST_CHARGE = 100.0, LARGEST_SPIN = 100.0;
 
+constexpr double TWO_PI = 6.283185307179586;
 constexpr double BOLTZMANN = 8.617343e-5;  // eV/K, as LAMMPS has it in units metal
 
 /* `Comm::bordergroup` is protected: name it through a class that may. */
@@ -105,7 +106,7 @@ std::string PairDPModel::name_of(int64_t row) const {
 void PairDPModel::settings(int narg, char **arg) {
   if (narg < 1)
     error->all(FLERR, "Pair style dpmodel: expected a model: pair_style dpmodel model.pt2 [fparam v ...] [aparam v ...] "
-                      "[charge_spin q s]");
+                      "[charge_spin q s] [max_spin v]");
   // What can fail comes first: a program that goes on after an error has the style as it was.
   auto model = load(arg[0]);
   auto parameters = read_options(*model, arg[0], narg - 1, arg + 1);
@@ -117,8 +118,9 @@ void PairDPModel::settings(int narg, char **arg) {
     for (int i = 1; i <= atom->ntypes; ++i)
       for (int j = 1; j <= atom->ntypes; ++j) setflag[i][j] = 0;
   const auto &about = model_->about;
-  builder_ = GraphBuilder(about.requests, about.ntypes, about.excluded, about.group_by_type, about.allow_overlap);
-  declare_exchanges(about.exchanges, about.max_bytes_per_row);
+  builder_ = GraphBuilder(about.requests, about.graph_types, about.excluded, about.group_by_type, about.allow_overlap,
+                          about.spin_scales);
+  declare_exchanges(about.exchanges, about.max_bytes_per_row, about.graph_types / about.ntypes);
   keep_freed_memory();
   const int threads = threads_per_rank(world);
   at::set_num_threads(threads);
@@ -162,7 +164,7 @@ std::vector<double> PairDPModel::read_numbers(int narg, char **arg, int &at, int
 
 PairDPModel::Parameters PairDPModel::read_options(const Artefact &model, const std::string &path, int narg, char **arg) {
   const auto &about = model.about;
-  Parameters given = {about.default_fparam, {}, about.default_charge_spin};
+  Parameters given = {about.default_fparam, {}, about.default_charge_spin, 0.0};
   for (int at = 0; at < narg;) {
     const std::string name = arg[at];
     if (name == "fparam" && about.dim_fparam > 0)
@@ -171,11 +173,15 @@ PairDPModel::Parameters PairDPModel::read_options(const Artefact &model, const s
       given.aparam = read_numbers(narg, arg, at, about.dim_aparam);
     else if (name == "charge_spin" && about.charge_spin)
       given.charge_spin = read_numbers(narg, arg, at, 2);
-    else if (name == "fparam" || name == "aparam" || name == "charge_spin")
-      error->all(FLERR, "Pair style dpmodel: this model takes no {}", name);
+    else if (name == "max_spin" && !about.spin_scales.empty())
+      given.max_spin = read_numbers(narg, arg, at, 1)[0];
+    else if (name == "fparam" || name == "aparam" || name == "charge_spin" || name == "max_spin")
+      error->all(FLERR, "Pair style dpmodel: this model takes no {}", name == "max_spin" ? "spins" : name);
     else
-      error->all(FLERR, "Pair style dpmodel: unknown option '{}'; known are fparam, aparam and charge_spin. One model can be given",
-                 name);
+      error->all(FLERR, "Pair style dpmodel: unknown option '{}'; known are fparam, aparam, charge_spin and max_spin. One model "
+                        "can be given", name);
+    if (name == "max_spin" && !(given.max_spin > 0.0 && std::isfinite(given.max_spin)))
+      error->all(FLERR, "Pair style dpmodel: max_spin expects a length above 0, got {}", given.max_spin);
   }
   const char *missing = about.dim_fparam > 0 && given.fparam.empty()    ? "fparam"
                         : about.dim_aparam > 0 && given.aparam.empty()  ? "aparam"
@@ -243,19 +249,39 @@ void PairDPModel::init_style() {
   if (atom->molecular != 0 && (special[1] == 0.0 || special[2] == 0.0 || special[3] == 0.0) && comm->me == 0)
     error->warning(FLERR, "Pair style dpmodel: special_bonds with factors of 0 remove bonded atoms from the neighbour list; "
                           "use special_bonds lj/coul 1.0e-50 1.0e-50 1.0e-50");
+  if (!model_->about.spin_scales.empty()) find_spin_reach();
   neighbor->add_request(this, NeighConst::REQ_FULL);
 }
 
-double PairDPModel::init_one(int /*i*/, int /*j*/) { return model_->about.rcut * angstrom_; }
+/* The list is of atoms, neighbours are wanted of virtual atoms too: it reaches further by twice their displacement. */
+void PairDPModel::find_spin_reach() {
+  if (!atom->sp_flag)
+    error->all(FLERR, "Pair style dpmodel: this model takes spins: use atom_style spin (or hybrid spin ...) and set them");
+  if (update->unit_style != std::string("metal"))
+    error->all(FLERR, "Pair style dpmodel: spins need units metal, as all of LAMMPS's package SPIN");
+  double mine = 0.0;
+  const auto &scales = model_->about.spin_scales;
+  for (int i = 0; i < atom->nlocal; ++i)
+    if (type_of_[atom->type[i]] >= 0)
+      mine = std::max(mine, std::fabs(scales[type_of_[atom->type[i]]] * atom->sp[i][3]));
+  for (const double scale : scales) mine = std::max(mine, std::fabs(scale) * parameters_.max_spin);
+  MPI_Allreduce(&mine, &spin_reach_, 1, MPI_DOUBLE, MPI_MAX, world);
+  spin_reach_ *= 1.0 + 1e-6;  // directions are of length 1 but for rounding
+}
+
+double PairDPModel::cutoff() const {
+  return (model_->about.rcut + (model_->about.spin_scales.empty() ? 0.0 : 2.0 * spin_reach_)) * angstrom_;
+}
+
+double PairDPModel::init_one(int /*i*/, int /*j*/) { return cutoff(); }
 
 void PairDPModel::setup() {
-  const double cutoff = model_->about.rcut * angstrom_;
   double reach = comm->get_comm_cutoff();
 #ifdef DPMODEL_TESTING
   reach = reach_of_ghosts(reach);
 #endif
-  if (reach < cutoff)
-    error->all(FLERR, "Pair style dpmodel: ghost atoms reach {}, the model needs {}: raise comm_modify cutoff", reach, cutoff);
+  if (reach < cutoff())
+    error->all(FLERR, "Pair style dpmodel: ghost atoms reach {}, the model needs {}: raise comm_modify cutoff", reach, cutoff());
 }
 
 // --- a step ---------------------------------------------------------------------------------------------------
@@ -270,6 +296,7 @@ Arrays PairDPModel::make_arrays() {
   here.owned = owned;
   here.all = all;
   here.x = atom->x;
+  here.spin = atom->sp;
   here.angstrom = angstrom_;
   here.kind = kind_.data();
   here.count = count_.data();
@@ -279,9 +306,12 @@ Arrays PairDPModel::make_arrays() {
   const auto parameter = [](const std::vector<double> &values, int64_t rows) {
     return at::tensor(values, at::kDouble).expand({rows, static_cast<int64_t>(values.size())}).contiguous();
   };
-  const auto &[fparam, aparam, charge_spin] = parameters_;
+  const auto &fparam = parameters_.fparam, &aparam = parameters_.aparam, &charge_spin = parameters_.charge_spin;
   if (!fparam.empty()) arrays["fparam"] = parameter(fparam, 1);
-  if (!aparam.empty()) arrays["aparam"] = parameter(aparam, owned);
+  if (!aparam.empty()) {
+    const auto rows = parameter(aparam, owned);
+    arrays["aparam"] = model_->about.spin_scales.empty() ? rows : at::cat({rows, at::zeros_like(rows)});
+  }
   if (!charge_spin.empty()) arrays["charge_spin"] = parameter(charge_spin, 1);
   arrays["comm.handle"] = at::full({1}, reinterpret_cast<int64_t>(&ghosts_), at::kLong);
   return arrays;
@@ -322,7 +352,12 @@ void PairDPModel::compute(int eflag, int vflag) {
     fail_alone(fmt::format("step {}: {}", update->ntimestep, reason.what()));
   }
   const auto &found = builder_.problem();
-  if (!found.text.empty())
+  const auto [shift, whose] = builder_.largest_shift();
+  if (found.text.empty() && shift > spin_reach_)
+    problem = fmt::format("step {}: the spin of atom {} moves its virtual atom by {} A, neighbours were looked for up to {} A: "
+                          "spins have grown in the run, so say how long they may be (pair_style dpmodel {} max_spin v)",
+                          update->ntimestep, name_of(whose), shift, spin_reach_, path_);
+  else if (!found.text.empty())
     problem = fmt::format("step {}: atom{} {}{} {}", update->ntimestep, found.second >= 0 ? "s" : "", name_of(found.first),
                           found.second >= 0 ? " and " + name_of(found.second) : "", found.text);
   else
@@ -336,11 +371,14 @@ void PairDPModel::check_numbers(const std::map<std::string, at::Tensor> &outputs
 #ifdef DPMODEL_TESTING
   poison_force(outputs.at("force"), comm->me, update->ntimestep);
 #endif
-  const auto &force = outputs.at("force");
-  const double *f = force.data_ptr<double>();
   int64_t bad = -1;
-  for (int64_t k = 0; k < force.numel() && bad < 0; ++k)
-    if (!std::isfinite(f[k])) bad = k / 3;
+  for (const char *name : {"force", "force_mag"}) {
+    const auto found = outputs.find(name);
+    if (found == outputs.end()) continue;
+    const double *f = found->second.data_ptr<double>();
+    for (int64_t k = 0; k < found->second.numel() && bad < 0; ++k)
+      if (!std::isfinite(f[k])) bad = k / 3;
+  }
   bool energy_is_bad = !std::isfinite(outputs.at("energy").data_ptr<double>()[0]);
 #ifdef DPMODEL_TESTING
   energy_is_bad = energy_is_bad || energy_must_be_nan(comm->me, update->ntimestep);
@@ -354,10 +392,18 @@ void PairDPModel::check_numbers(const std::map<std::string, at::Tensor> &outputs
 void PairDPModel::add_results(const std::map<std::string, at::Tensor> &outputs) {
   const int64_t owned = atom->nlocal, all = owned + atom->nghost;
   const double force_unit = energy_unit_ / angstrom_;
-  const double *force = outputs.at("force").data_ptr<double>();
+  const double *forces = outputs.at("force").data_ptr<double>();
   double **f = atom->f;
   for (int64_t i = 0; i < all; ++i)
-    for (int k = 0; k < 3; ++k) f[i][k] += force_unit * force[3 * i + k];
+    for (int k = 0; k < 3; ++k) f[i][k] += force_unit * forces[3 * i + k];
+  if (!model_->about.spin_scales.empty()) {
+    // LAMMPS keeps -dE/d(direction of the spin) / hbar.
+    const double unit = energy_unit_ / (force->hplanck / TWO_PI);
+    const double *slope = outputs.at("force_mag").data_ptr<double>();
+    for (int64_t i = 0; i < all; ++i)
+      if (kind_[i] >= 0 && model_->about.spin_scales[kind_[i]] != 0.0)
+        for (int k = 0; k < 3; ++k) atom->fm[i][k] += unit * atom->sp[i][3] * slope[3 * i + k];
+  }
   if (eflag_global) eng_vdwl += energy_unit_ * outputs.at("energy").data_ptr<double>()[0];
   if (eflag_atom) {
     const double *energies = outputs.at("atom_energy").data_ptr<double>();

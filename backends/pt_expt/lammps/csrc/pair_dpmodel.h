@@ -27,12 +27,15 @@ class PairDPModel : public Exchanging {
   /* What a frame has besides its atoms. */
   struct Parameters {
     std::vector<double> fparam, aparam, charge_spin;
+    double max_spin = 0.0;  // 0: not given
   };
 
   std::unique_ptr<Artefact> load(const std::string &path);
   Parameters read_options(const Artefact &model, const std::string &path, int narg, char **arg);
   std::vector<double> read_numbers(int narg, char **arg, int &at, int64_t wanted) const;
   void need_model(const char *command);
+  void find_spin_reach();
+  double cutoff() const;  // of LAMMPS's neighbour list, in its units
   Arrays make_arrays();
   std::map<std::string, at::Tensor> run(const Arrays &arrays);
   void check_numbers(const std::map<std::string, at::Tensor> &outputs, std::string &problem) const;
@@ -53,6 +56,7 @@ class PairDPModel : public Exchanging {
   Parameters parameters_;
   double energy_unit_ = 1.0;  // 1 eV in units of LAMMPS
   double angstrom_ = 1.0;     // 1 Å in units of LAMMPS
+  double spin_reach_ = 0.0;   // Å: how far virtual atoms may be from their atoms
   bool warned_ = false;
   // Of the atoms as they are now:
   std::vector<int64_t> kind_;
