@@ -98,9 +98,9 @@ def section(
     return dataclasses.field(default=default, metadata={"option": info})
 
 
-def sections(kinds: Callable[[], tuple[type[Config], ...]], doc: str = "") -> Any:
+def sections(kinds: Callable[[], tuple[type[Config], ...]], doc: str = "", *, default_kind: str = "") -> Any:
     """Declare a list of nested sections, each one `Config` out of `kinds()`."""
-    info = Option(doc=doc, kinds=kinds, many=True)
+    info = Option(doc=doc, kinds=kinds, many=True, default_kind=default_kind)
     return dataclasses.field(default=MISSING, metadata={"option": info})
 
 

@@ -29,6 +29,7 @@ from dpmodel.op import Array
 
 __all__ = [
     "GLOBAL_AXES",
+    "INPUTS",
     "LAST",
     "PARAMETERS",
     "AngleRequest",
@@ -59,6 +60,8 @@ GLOBAL_AXES: Final = ("atoms", "nodes", "edges", "frames")
 """Axes that all parts of a graph share: n, m, e and f."""
 PARAMETERS: Final = ("fparam", "aparam", "charge_spin")
 """Inputs beside the geometry, which data, evaluations and ASE hand on by these names."""
+INPUTS: Final = (*PARAMETERS, "spin")
+"""Those and the spins of atoms, which turn with the geometry: what data systems hold of a model's inputs."""
 LAST: Final = "last"
 """Padding that names the last row of what the numbers point to, so that sorted indices stay sorted."""
 

@@ -51,6 +51,8 @@ class LabelLike(Protocol):
     def repeat(self) -> int: ...
     @property
     def high_precision(self) -> bool: ...
+    @property
+    def square(self) -> bool: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,11 +125,12 @@ def as_request(label: LabelLike | LabelRequest) -> LabelRequest:
     return LabelRequest(
         name=label.name,
         shape=label.shape,
-        atomic=label.atomic,
+        atomic=label.atomic and not label.square,
         required=label.required,
         default=label.default,
         repeat=label.repeat,
         high_precision=label.high_precision,
+        square=label.square,
     )
 
 

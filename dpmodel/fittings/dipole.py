@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from dpmodel.config import option
 from dpmodel.descriptors.base import Features
 from dpmodel.fittings.base import Fitting, FittingConfig, Output
 from dpmodel.fittings.vectors import require_vectors, vectors_of
@@ -22,6 +23,11 @@ DIPOLE = Output(name="dipole", atomic="dipole", reduced="global_dipole", shape=(
 
 class DipoleFittingConfig(FittingConfig, key="dipole"):
     """A vector per atom. The descriptor must have vectors."""
+
+    sel_type: tuple[int, ...] | None = option(
+        None, "Of TensorFlow: give all types, and leave types out with model.atom_exclude_types.",
+        aliases=("dipole_type",), effect="refused",
+    )  # fmt: skip
 
     def output(self) -> Output:
         return DIPOLE

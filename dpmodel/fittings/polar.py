@@ -46,6 +46,11 @@ class PolarFittingConfig(FittingConfig, key="polar"):
             raise InputError(f"fitting_net.scale: expected one number or {ntypes}, one per type; got {len(given)}")
         return np.broadcast_to(np.asarray(given, global_dtype()), (ntypes,)).reshape(ntypes, 1).copy()
 
+    sel_type: tuple[int, ...] | None = option(
+        None, "Of TensorFlow: give all types, and leave types out with model.atom_exclude_types.",
+        aliases=("pol_type",), effect="refused",
+    )  # fmt: skip
+
     def output(self) -> Output:
         return POLAR
 

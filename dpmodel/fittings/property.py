@@ -27,7 +27,7 @@ class PropertyFittingConfig(FittingConfig, key="property"):
         name = self.property_name
         return Output(
             name=name, atomic=f"atom_{name}", reduced=name, shape=(self.task_dim,), differentiable=False,
-            intensive=self.intensive,
+            intensive=self.intensive, by_type=self.distinguish_types,
         )  # fmt: skip
 
     def build(

@@ -11,6 +11,7 @@ from dpmodel.input.sections import AdamWConfig, InputFile, ModelConfig, Training
 from dpmodel.input.values import show
 from dpmodel.losses import EnerLossConfig
 from dpmodel.models.build import check_preset
+from dpmodel.models.config import ModelSection
 from dpmodel.nn.activation import activation
 from dpmodel.nn.type_embedding import electron_configurations
 from dpmodel.precision import PRECISIONS
@@ -22,15 +23,26 @@ __all__ = ["check_all", "check_model", "notes"]
 def check_all(config: InputFile) -> None:
     """Raise InputError for the first thing that does not fit."""
     check_model(config.model)
-    if width := getattr(config.model.fitting_net, "dim_case_embd", 0):
-        raise InputError(
-            f"model.fitting_net.dim_case_embd: expected 0, got {width}; it belongs to multi-task training, which is not "
-            "available in this version"
-        )
+    for place, part in config.model.standard_parts().items():
+        if width := part.fitting.dim_case_embd:
+            here = ".".join(name for name in ("model", place, "fitting_net.dim_case_embd") if name)
+            raise InputError(
+                f"{here}: expected 0, got {width}; it belongs to multi-task training, which is not available in this version"
+            )
+    _check_loss(config)
     _check_training(config.training)
     # With a run length in epochs the number of steps is not known yet; a long run leaves only what no run could mend.
     steps = config.training.numb_steps
     build_schedule(cast(ScheduleConfig, config.learning_rate), 2**31 if steps is None else steps)
+
+
+def _check_loss(config: InputFile) -> None:
+    """Raise InputError for a loss of other labels than the model's output."""
+    output = config.model.output()
+    wanted = "ener_spin" if config.model.has_spin() else output.loss
+    if config.loss.key != wanted:
+        what = "with spin" if config.model.has_spin() else f"that predict {output.name!r}"
+        raise InputError(f'loss.type: expected "{wanted}", which goes with models {what}; got "{config.loss.key}"')
 
 
 def notes(config: InputFile, given: dict[str, Any]) -> list[str]:
@@ -46,7 +58,7 @@ def notes(config: InputFile, given: dict[str, Any]) -> list[str]:
         out.append("training.training_data.sys_probs: overrides auto_prob")
     if isinstance(config.loss, EnerLossConfig):
         out += _loss_notes(config.loss)
-    return out + _charge_spin_notes(config.model)
+    return out + [note for part in config.model.standard_parts().values() for note in _charge_spin_notes(part)]
 
 
 def _charge_spin_notes(model: ModelConfig) -> list[str]:
@@ -100,23 +112,12 @@ def _check_training(training: TrainingConfig) -> None:
 # --- model --------------------------------------------------------------------------------------------
 
 
-def check_model(model: ModelConfig, path: str = "model") -> None:
+def check_model(model: ModelSection, path: str = "model") -> None:
     """Raise InputError where options contradict the number of types or each other."""
     ntypes = len(model.type_map)
-    _check_types(model.atom_exclude_types, ntypes, f"{path}.atom_exclude_types")
-    _check_types(model.pair_exclude_types, ntypes, f"{path}.pair_exclude_types")
-    for name in ("descriptor", "fitting_net"):
-        config = getattr(model, name)
-        for key, check in _FORMS.items():
-            if hasattr(config, key) and (expected := check(getattr(config, key))) is not None:
-                raise InputError(f"{path}.{name}.{key}: expected {expected}, got {show(getattr(config, key))}")
-    _check_descriptor(model.descriptor, ntypes, f"{path}.descriptor")
-    if getattr(model.descriptor, "use_econf_tebd", False):
-        try:
-            electron_configurations(model.type_map)
-        except InputError as problem:
-            raise InputError(f"{path}.type_map: {problem}") from None
-    _check_fitting(model.fitting_net, ntypes, f"{path}.fitting_net")
+    _check_exclusions(model, path)
+    for place, part in model.standard_parts().items():
+        _check_standard(part, f"{path}.{place}" if place else path)
     for output, values in (model.preset_out_bias or {}).items():
         here = f"{path}.preset_out_bias.{output}"
         if not isinstance(values, tuple) or len(values) != ntypes:
@@ -125,10 +126,33 @@ def check_model(model: ModelConfig, path: str = "model") -> None:
             )
         if not all(value is None or _numbers(value) for value in values):
             raise InputError(f"{here}: expected a number, a list of numbers or null per type, got {show(values)}")
-    if model.preset_out_bias:
-        # The least of a net tells what any of them predicts.
-        fitting = model.fitting_net.replace(neuron=(), trainable=True)
-        check_preset(model.preset_out_bias, fitting.build(ntypes, 1, True).output(), f"{path}.preset_out_bias")  # type: ignore[attr-defined]  # every registered fitting has it
+    check_preset(model.preset_out_bias or {}, model.output(), f"{path}.preset_out_bias")
+
+
+def _check_exclusions(model: ModelSection, path: str) -> None:
+    _check_types(model.atom_exclude_types, len(model.type_map), f"{path}.atom_exclude_types")
+    _check_types(model.pair_exclude_types, len(model.type_map), f"{path}.pair_exclude_types")
+
+
+def _check_standard(model: ModelConfig, path: str) -> None:
+    ntypes = len(model.type_map)
+    _check_exclusions(model, path)
+    for name in ("descriptor", "fitting_net"):
+        config = getattr(model, name)
+        for key, check in _FORMS.items():
+            if hasattr(config, key) and (expected := check(getattr(config, key))) is not None:
+                raise InputError(f"{path}.{name}.{key}: expected {expected}, got {show(getattr(config, key))}")
+    _check_descriptor(model.descriptor, ntypes, f"{path}.descriptor")
+    if getattr(model.descriptor, "use_econf_tebd", False):
+        if model.has_spin():
+            raise InputError(
+                f"{path}.descriptor.use_econf_tebd: does not go with spin, whose virtual types are no elements; remove it"
+            )
+        try:
+            electron_configurations(model.type_map)
+        except InputError as problem:
+            raise InputError(f"{path}.type_map: {problem}") from None
+    _check_fitting(model.fitting_net, ntypes, f"{path}.fitting_net")
 
 
 def _numbers(value: Any) -> bool:

@@ -88,7 +88,10 @@ def _unknown(root: type[Config], cls: type[Config], parts: list[str], key: str) 
     spellings = {alias: name for name in cls.options() for alias in option_of(cls, name).aliases}
     if key in spellings:
         return f'another spelling of "{spellings[key]}", which is given as well; keep one'
-    elsewhere = [place for place, kind in _places(root) if place != (".".join(parts), cls.key) and _has(kind, key)]
+    first: dict[type[Config], tuple[str, str]] = {}  # the same section may also be a part of others
+    for place, kind in _places(root):
+        first.setdefault(kind, place)
+    elsewhere = [place for kind, place in first.items() if kind is not cls and _has(kind, key)]
     if elsewhere:
         return f'unknown key; "{key}" belongs to {" or to ".join(_listed(elsewhere))}'
     if key in FOREIGN_KEYS:

@@ -13,7 +13,8 @@ from dpmodel.errors import InputError
 from dpmodel.input import checks, legacy, schema
 from dpmodel.input.read import read
 from dpmodel.input.scope import refuse_multi_task
-from dpmodel.input.sections import InputFile, ModelConfig, ModelFile, TrainingConfig, ValidatingConfig
+from dpmodel.input.sections import InputFile, ModelFile, TrainingConfig, ValidatingConfig
+from dpmodel.models.config import ModelSection
 
 __all__ = ["Input", "load_input", "load_model"]
 
@@ -22,7 +23,7 @@ __all__ = ["Input", "load_input", "load_model"]
 class Input:
     """A checked input."""
 
-    model: ModelConfig
+    model: ModelSection
     learning_rate: Config
     optimizer: Config
     loss: Config
@@ -46,6 +47,7 @@ def load_input(source: str | os.PathLike[str] | Mapping[str, Any]) -> Input:
     refuse_multi_task(data)
     if isinstance(nvnmd := data.get("nvnmd"), dict) and nvnmd.get("enable"):
         raise InputError("nvnmd.enable: training for the NVNMD hardware is out of scope; remove the section")
+    _inherit_types(data)
     given = copy.deepcopy(data)
     data, ignored = schema.normalise(InputFile, data)
     config = schema.build(InputFile, data)
@@ -57,9 +59,20 @@ def load_input(source: str | os.PathLike[str] | Mapping[str, Any]) -> Input:
     )
 
 
-def load_model(source: Mapping[str, Any]) -> ModelConfig:
+def load_model(source: Mapping[str, Any]) -> ModelSection:
     """Check the `model` section of an input alone. Raises InputError with paths below `model`."""
-    data, _ = schema.normalise(ModelFile, read({"model": source}))
-    config: ModelConfig = schema.build(ModelConfig, data["model"], "model")
+    data = read({"model": source})
+    _inherit_types(data)
+    data, _ = schema.normalise(ModelFile, data)
+    config = schema.build(ModelFile, data).model
     checks.check_model(config)
     return config
+
+
+def _inherit_types(data: dict[str, Any]) -> None:
+    """The parts of a linear model that name no types have those of the whole."""
+    model = data.get("model")
+    if isinstance(model, dict) and isinstance(parts := model.get("models"), list) and "type_map" in model:
+        for part in parts:
+            if isinstance(part, dict):
+                part.setdefault("type_map", model["type_map"])

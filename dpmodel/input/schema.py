@@ -6,6 +6,7 @@ the project's own words (`explain.py`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -152,7 +153,11 @@ def build(cls: type[C], data: dict[str, Any], path: str = "") -> C:
         config = cls.from_dict({**data, **nested})
         config.check()
     except InputError as error:
-        raise error if str(error).startswith(path or "\0") else InputError(f"{path}: {error}") from None
+        said = str(error)
+        if not path or said.startswith(path):
+            raise
+        own = re.match(r"\w+(?=[.:])", said)
+        raise InputError(f"{path}{'.' if own and own[0] in cls.options() else ': '}{said}") from None
     except ValueError as error:
         raise InputError(f"{path}: {error}" if path else str(error)) from None
     return config

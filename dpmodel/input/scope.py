@@ -22,18 +22,16 @@ _KINDS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("se_a_tpe", "se_a_ebd", "se_a_ebd_v2", "se_a_mask", "loc_frame"), _TF + "se_e2_a"),
     },
     "model.fitting_net": {
-        **dict.fromkeys(("dos", "property", "polar", "dipole"), _MORE),
         **dict.fromkeys(("dpa4_ener", "sezm_ener"), "DPA4 (SeZM) is out of scope; use ener"),
         "population": "charge populations are out of scope; use ener for energies",
     },
     "model": {
-        **dict.fromkeys(("linear_ener", "pairtab"), _MORE),
+        "pairtab": 'a pair table is a part of a model of type "linear_ener", or the use_srtab of a standard one',
         **dict.fromkeys(("dpa4", "DPA4", "SeZM", "sezm"), "DPA4 (SeZM) is out of scope; use a standard model"),
         "frozen": "a frozen model cannot be part of an input; load it with dpmodel.load, or train a standard model",
         "pairwise_dprc": _TF + "a standard model",
     },
     "loss": {
-        **dict.fromkeys(("ener_spin", "dos", "tensor", "property"), _MORE),
         "dens": "denoising is out of scope; use ener",
         "denoise": "denoising is out of scope; use ener",
         "population": "charge populations are out of scope; use ener for energies",
@@ -52,8 +50,6 @@ FOREIGN_KEYS: dict[str, str] = {
     ),
     **dict.fromkeys(("lora", "bridging_method", "bridging_r_inner", "bridging_r_outer"), "DPA4 models (out of scope)"),
     **dict.fromkeys(("use_compile", "enable_tf32"), "DPA4 models (out of scope)"),
-    **dict.fromkeys(("models", "weights"), "linear models"),
-    "tab_file": "pair-table models",
     "model_file": "frozen models (out of scope)",
 }  # fmt: skip
 """Keys that only kinds have which this version does not offer, and what they belong to."""

@@ -8,7 +8,7 @@ from typing import Any
 from dpmodel import losses
 from dpmodel.config import Config, FrozenDict, at_least, option, positive, section
 from dpmodel.losses import EnerLossConfig
-from dpmodel.models.config import ModelConfig
+from dpmodel.models.config import LinearConfig, ModelConfig, ModelSection
 from dpmodel.training import schedules
 
 __all__ = [
@@ -26,6 +26,8 @@ __all__ = [
     "ValidationDataConfig",
 ]
 
+MODELS = (ModelConfig, LinearConfig)
+"""Every kind of `model`."""
 CHECKPOINT_NAME = "model.ckpt"
 """Of checkpoints where an input gives none."""
 
@@ -249,7 +251,7 @@ class ValidatingConfig(Config):
 class ModelFile(Config):
     """An input that describes a model and no training."""
 
-    model: ModelConfig = section(lambda: (ModelConfig,), "The model.", default_kind="standard")
+    model: ModelSection = section(lambda: MODELS, "The model.", default_kind="standard")
 
 
 class InputFile(ModelFile):

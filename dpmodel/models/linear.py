@@ -83,19 +83,24 @@ class LinearModel(Model):
 
     def call(self, graph: Graph) -> dict[str, Array]:
         """As every model."""
-        weights = self._weights(graph)
-        # Views behind those of the parts are this model's own.
-        count = sum(len(part.requests()) for part in self.parts)
-        views = split_views(graph.replace(views=graph.views[:count]), self.parts)
         atype, key = graph.atype, self.output().atomic
         total = None
-        for part, own, weight in zip(self.parts, views, weights, strict=False):
-            value = part(own.replace(atype=self._renamed(part, atype)))[key] * weight
+        for part, own, weight in zip(self.parts, self.part_graphs(graph), self._weights(graph), strict=True):
+            value = part(own)[key] * weight
             total = value if total is None else total + value
         assert total is not None
         xp, kind = array_namespace(total), atype[: graph.frame.shape[0]]
         bias = take_rows(self.out_bias[...], xp.where(kind < 0, xp.zeros_like(kind), kind))
         return self._outputs(total + xp.reshape(as_dtype(bias, total.dtype), total.shape), graph)
+
+    def part_graphs(self, graph: Graph) -> tuple[Graph, ...]:
+        """The graph as every part sees it: its own neighbours, types as it numbers them."""
+        # Views behind those of the parts are this model's own.
+        count = sum(len(part.requests()) for part in self.parts)
+        views = split_views(graph.replace(views=graph.views[:count]), self.parts)
+        return tuple(
+            own.replace(atype=self._renamed(part, graph.atype)) for part, own in zip(self.parts, views, strict=True)
+        )
 
     def _weights(self, graph: Graph) -> list[float | Array]:
         if not isinstance(self.weights, str):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,17 +13,18 @@ import numpy as np
 from dpmodel.data.dataset import Dataset, statistics_batches
 from dpmodel.data.system import Batch
 from dpmodel.errors import DataError, InputError
+from dpmodel.fittings.base import Output
 from dpmodel.geometry.build import GraphBuilder
 from dpmodel.graph import Graph
-from dpmodel.models.standard import StandardModel
+from dpmodel.models import LinearModel, Model, SpinModel, StandardModel
 from dpmodel.op import Op
 from dpmodel.precision import global_dtype
 from dpmodel.statistics.cache import StatCache
 from dpmodel.statistics.options import check_finite, pairs
-from dpmodel.statistics.output_bias import Bias, atomic_bias, frame_bias, merge_bias, type_counts
+from dpmodel.statistics.output_bias import Bias, atomic_bias, common_bias, frame_bias, merge_bias, type_counts
 from dpmodel.statistics.parameters import mean_and_inverse_deviation, parameter_items
 
-__all__ = ["fit_statistics"]
+__all__ = ["bias_labels", "fit_statistics"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +32,20 @@ _ATOMIC_LABELS = {"energy": "atom_ener"}
 """Labels of atoms that are not called atom_<output>."""
 
 
+def bias_labels(output: Output) -> dict[str, bool]:
+    """Labels that the output bias is taken from where a system has them, and whether they are those of atoms."""
+    return {output.name: False, _ATOMIC_LABELS.get(output.name, f"atom_{output.name}"): True}
+
+
 def fit_statistics(
-    model: StandardModel,
+    model: Model,
     dataset: Dataset,
     builder: GraphBuilder,
     *,
     nbatch: int,
     protect: float,
     cache: StatCache | None = None,
-) -> StandardModel:
+) -> Model:
     """The model with the statistics of up to `nbatch` batches per system; the cache answers what it knows.
 
     builder: makes the graphs that the model asks for.
@@ -50,40 +58,75 @@ def fit_statistics(
     def graphs() -> Iterable[Graph]:
         for batch in batches:
             cell = batch.cell if batch.pbc else None
+            given = {"spin": batch.labels["spin"]} if model.spin_scales is not None else {}
             try:
-                graph = builder.build(batch.coord, batch.atype, cell, pbc=batch.pbc, numbers=batch.frames.tolist())
+                graph = builder.build(
+                    batch.coord, batch.atype, cell, pbc=batch.pbc, numbers=batch.frames.tolist(), **given
+                )
             except InputError as problem:
                 path = dataset.systems[batch.system].path
                 raise DataError(f"{path}, {problem} (atoms are counted sorted by type)") from problem
             yield graph
 
-    if cache is not None:
-        cache.environment_options = _environment_options(model)
-    descriptor = model.descriptor.with_statistics(graphs, protect=protect, cache=cache)
-    fitting = _fit_parameters(model.fitting, batches, protect, cache)
-    bias, deviation = _fit_bias(model, batches, cache)
-    found = {**_state("descriptor", descriptor), **_state("fitting_net", fitting), "out_bias": bias}
-    check_finite({**found, "out_std": deviation}, str)
+    fitted = _fit_inputs(model, _Sample(batches, graphs, protect, cache, model.spin_scales))
+    if isinstance(fitted, SpinModel):
+        fitted = fitted.replace(backbone=_fit_outputs(fitted.backbone, batches, cache))
+    else:
+        fitted = _fit_outputs(fitted, batches, cache)
+    check_finite({name: np.asarray(value) for name, value in fitted.state().items()}, str)
     if cache is not None and cache.observed_types() is None:
         seen = {int(t) for batch in batches for t in np.unique(batch.atype) if t >= 0}
         cache.store_observed_types([model.type_map[t] for t in sorted(seen)])
+    return fitted
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sample:
+    """What statistics of inputs are taken from."""
+
+    batches: Sequence[Batch]
+    graphs: Callable[[], Iterable[Graph]]
+    protect: float
+    cache: StatCache | None
+    spin_scales: tuple[float, ...] | None
+
+
+def _fit_inputs(model: Any, sample: _Sample) -> Any:
+    """The model with the statistics of what its descriptors and fitting nets read."""
+    if isinstance(model, SpinModel):
+        return model.replace(backbone=_fit_inputs(model.backbone, sample))
+    if isinstance(model, LinearModel):
+        graphs = [functools.partial(_graphs_of, model, k, sample.graphs) for k in range(len(model.parts))]
+        samples = [dataclasses.replace(sample, graphs=each) for each in graphs]
+        return model.replace(parts=tuple(map(_fit_inputs, model.parts, samples)))
+    if not isinstance(model, StandardModel):
+        return model
+    if sample.cache is not None:
+        sample.cache.environment_options = _environment_options(model, sample.spin_scales)
+    descriptor = model.descriptor.with_statistics(sample.graphs, protect=sample.protect, cache=sample.cache)
+    fitting = _fit_parameters(model.fitting, sample.batches, sample.protect, sample.cache)
+    return model.replace(descriptor=descriptor, fitting=fitting)
+
+
+def _graphs_of(model: LinearModel, part: int, graphs: Callable[[], Iterable[Graph]]) -> Iterable[Graph]:
+    return (model.part_graphs(graph)[part] for graph in graphs())
+
+
+def _fit_outputs(model: Any, batches: Sequence[Batch], cache: StatCache | None) -> Any:
+    """The model with the statistics of the labels."""
+    bias, deviation = _fit_bias(model, batches, cache)
     dtype = global_dtype()
-    return model.replace(
-        descriptor=descriptor, fitting=fitting, out_bias=bias.astype(dtype), out_std=deviation.astype(dtype)
-    )
+    return model.replace(out_bias=bias.astype(dtype), out_std=deviation.astype(dtype))
 
 
-def _state(part: str, op: Op) -> dict[str, Any]:
-    return {f"{part}.{name}": np.asarray(value) for name, value in op.state().items()}
-
-
-def _environment_options(model: StandardModel) -> dict[str, Any]:
+def _environment_options(model: StandardModel, spin_scales: tuple[float, ...] | None) -> dict[str, Any]:
     """What environment statistics depend on and `environment_key` leaves out."""
     config = model.descriptor.config
     found = {
         "env_protection": getattr(config, "env_protection", 0.0),
         "exclude_types": pairs(getattr(config, "exclude_types", ())),
         "pair_exclude_types": pairs(model.pair_exclude_types),
+        "spin_scales": list(spin_scales or ()),
     }
     radii = model.descriptor.environment_radii()
     for name, radius in zip(("rcut", "rcut_smth"), radii, strict=True):  # the key has two decimals
@@ -115,7 +158,7 @@ def _fit_parameters(fitting: Any, batches: Sequence[Batch], protect: float, cach
     return result
 
 
-def _fit_bias(model: StandardModel, batches: Sequence[Batch], cache: StatCache | None) -> Bias:
+def _fit_bias(model: Any, batches: Sequence[Batch], cache: StatCache | None) -> Bias:
     """(ntypes, dim) bias and deviation of the model's output."""
     output = model.output()
     dim = int(np.prod(output.shape))
@@ -124,7 +167,7 @@ def _fit_bias(model: StandardModel, batches: Sequence[Batch], cache: StatCache |
     if known is not None:
         return known
     framed = [b for b in batches if b.found.get(output.name, 0.0) > 0]
-    name = _ATOMIC_LABELS.get(output.name, f"atom_{output.name}")
+    name = next(name for name, of_atoms in bias_labels(output).items() if of_atoms)
     atomic = [b for b in batches if b.found.get(name, 0.0) > 0]
     if not framed and not atomic:
         logger.warning("no system has labels of %r: the output bias stays as it is", output.name)
@@ -132,19 +175,19 @@ def _fit_bias(model: StandardModel, batches: Sequence[Batch], cache: StatCache |
     by_frame = by_atom = None
     preset = _preset(model, output.name)
     if framed:
-        counts = [_counts(b, model.ntypes) for b in framed]
-        by_frame = frame_bias(
-            np.concatenate([b.labels[output.name].reshape(b.nframes, dim) for b in framed]),
-            np.concatenate(counts),
-            preset=preset,
-            exclude_types=model.atom_exclude_types,
-            intensive=output.intensive,
-        )
+        counts = np.concatenate([_counts(b, model.ntypes) for b in framed])
+        values = np.concatenate([b.labels[output.name].reshape(b.nframes, dim) for b in framed])
+        if output.by_type:
+            by_frame = frame_bias(
+                values, counts, preset=preset, exclude_types=model.atom_exclude_types, intensive=output.intensive
+            )
+        else:
+            by_frame = common_bias(values, counts, intensive=output.intensive)
     if atomic:
         values = np.concatenate([b.labels[name].reshape(-1, dim) for b in atomic])
         by_atom = atomic_bias(values, np.concatenate([b.atype.reshape(-1) for b in atomic]), model.ntypes)
     bias = merge_bias(by_atom, by_frame)
-    for t, value in enumerate(preset or ()):
+    for t, value in enumerate((preset or ()) if output.by_type else ()):
         if value is not None:  # labels of atoms do not change what the input fixes
             bias[0][t] = value
     if cache is not None:
@@ -152,11 +195,13 @@ def _fit_bias(model: StandardModel, batches: Sequence[Batch], cache: StatCache |
     return bias
 
 
-def _bias_options(model: StandardModel, name: str) -> dict[str, Any]:
+def _bias_options(model: Any, name: str) -> dict[str, Any]:
     """What the bias depends on besides the labels."""
     given = model.preset_out_bias is not None and name in model.preset_out_bias
     preset = [] if (values := _preset(model, name)) is None or all(v is None for v in values) else list(values)
+    common = {} if model.output().by_type else {"one_for_all_types": True}
     return {
+        **common,
         "preset_out_bias" if given else "atom_ener": preset,
         "atom_exclude_types": sorted(set(model.atom_exclude_types)),
     }
@@ -167,10 +212,12 @@ def _counts(batch: Batch, ntypes: int) -> np.ndarray:
     return type_counts(batch.atype.reshape(-1), frame, batch.nframes, ntypes)
 
 
-def _preset(model: StandardModel, name: str) -> Sequence[Any] | None:
+def _preset(model: Any, name: str) -> Sequence[Any] | None:
     """Biases that the input fixes: preset_out_bias, else the numbers of atom_ener."""
     if model.preset_out_bias is not None and name in model.preset_out_bias:
         preset: Sequence[Any] = model.preset_out_bias[name]
         return preset
+    if not isinstance(model, StandardModel):
+        return None
     vacuum = model.fitting.vacuum()
     return model.fitting.config.atom_ener if vacuum is not None else None

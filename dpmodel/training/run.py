@@ -24,10 +24,10 @@ from dpmodel.files.atomic import atomic_write
 from dpmodel.files.model_file import ModelFile, from_tree, to_tree
 from dpmodel.input import Input, load_input
 from dpmodel.losses import build_loss
-from dpmodel.models import StandardModel, builder_of
-from dpmodel.models.build import build_model
+from dpmodel.models import builder_of
+from dpmodel.models.build import build_model, known_capacities
 from dpmodel.statistics.cache import StatCache
-from dpmodel.statistics.fit import fit_statistics
+from dpmodel.statistics.fit import bias_labels, fit_statistics
 from dpmodel.statistics.neighbour import neighbour_statistics, resolve_sel
 from dpmodel.training.checkpoint import Checkpoint
 from dpmodel.training.lcurve import LearningCurve
@@ -125,7 +125,8 @@ class _Run:
         self.origin: ModelFile | None = None
         """Whose weights are the start."""
         self.origin_name = "the checkpoint"
-        self.loss = build_loss(inp.loss, inp.learning_rate.start_lr)  # type: ignore[attr-defined]  # all schedules have it
+        start_lr: float = inp.learning_rate.start_lr  # type: ignore[attr-defined]  # all schedules have it
+        self.loss = build_loss(inp.loss, start_lr, inp.model.output())
         if not self.loss.terms:
             raise InputError(
                 "loss: all prefactors are 0, so there is nothing to learn; set start_pref_e or start_pref_f"
@@ -169,16 +170,23 @@ class _Run:
 
     def labels(self) -> tuple[LabelRequest, ...]:
         """What the loss, the statistics and the model read from the data."""
-        fitting: Any = self.inp.model.fitting_net
+        model = self.inp.model
         found = {label.name: as_request(label) for label in self.loss.labels}
-        found.setdefault("energy", dataclasses.replace(standard_labels.ENERGY, required=False))  # for the bias
-        if fitting.numb_fparam:
-            found["fparam"] = standard_labels.fparam(fitting.numb_fparam, fitting.default_fparam)
-        if fitting.numb_aparam:
-            found["aparam"] = standard_labels.aparam(fitting.numb_aparam)
-        descriptor: Any = self.inp.model.descriptor
-        if descriptor.takes_charge_spin():
-            found["charge_spin"] = standard_labels.charge_spin(descriptor.default_charge_spin())
+        for name, atomic in bias_labels(model.output()).items():  # of the output bias
+            if atomic and name == "atom_ener":
+                continue  # energies of atoms are a matter of the loss alone
+            shape = model.output().shape
+            found.setdefault(name, LabelRequest(name=name, shape=shape, atomic=atomic, high_precision=not atomic))
+        (fparam, default_fparam), (charge_spin, default_charge_spin) = model.fparam(), model.charge_spin()
+        for request in standard_labels.inputs(
+            fparam_dim=fparam,
+            default_fparam=default_fparam,
+            aparam_dim=model.numb_aparam(),
+            takes_charge_spin=charge_spin,
+            default_charge_spin=default_charge_spin,
+            takes_spin=model.has_spin(),
+        ):
+            found[request.name] = request
         return tuple(found.values())
 
     # --- model ------------------------------------------------------------------------------------------
@@ -211,7 +219,9 @@ class _Run:
             )
         count = sum(int(value.size) for value in model.state().values())
         sel = ", ".join(str(list(request.sel)) for request in model.requests())
-        logger.info("Model: %s, %d numbers, sel %s", config.descriptor.key, count, sel)
+        kinds = " + ".join(part.environment.key for part in config.standard_parts().values())
+        logger.info("Model: %s, %d numbers, sel %s", kinds, count, sel)
+        self.loss = self.loss.bound(self.model)
 
     def _resolve_sel(self, skip: bool) -> Any:
         """The model section with `sel: auto` replaced by that of the origin, or by numbers from the data.
@@ -219,12 +229,10 @@ class _Run:
         Without an origin, given numbers are compared with the data.
         """
         config, origin = self.inp.model, self.origin
-        descriptor: Any = config.descriptor
-        capacities = descriptor.capacities()
-        other: Any = None if origin is None else origin.model
-        known = other.descriptor.config.capacities() if isinstance(other, StandardModel) else ()
+        capacities = config.capacities()
+        known = () if origin is None else known_capacities(origin.model)
         values = [
-            known[k].value if isinstance(each.value, str) and len(known) == len(capacities) else each.value
+            known[k] if isinstance(each.value, str) and len(known) == len(capacities) else each.value
             for k, each in enumerate(capacities)
         ]
         open_ones = any(isinstance(value, str) for value in values)
@@ -232,22 +240,25 @@ class _Run:
             self.min_nbor_dist = None if origin is None else origin.min_nbor_dist
         if open_ones or not (skip or self.checkpoint is not None):
             values = [self._count_neighbours(each, value) for each, value in zip(capacities, values, strict=True)]
-        numbers = [(value,) if isinstance(value, int) else tuple(value) for value in values]
-        descriptor = descriptor.with_capacities(numbers)
-        self.normalised["model"]["descriptor"] = descriptor.to_dict()
-        return config.replace(descriptor=descriptor)
+        config = config.with_capacities([(value,) if isinstance(value, int) else tuple(value) for value in values])
+        self.normalised["model"] = config.to_dict()
+        return config
 
     def _count_neighbours(self, capacity: Capacity, value: Any) -> tuple[int, ...]:
         """The value as numbers, compared with the data."""
-        descriptor: Any = self.inp.model.descriptor
+        model = self.inp.model
         found = neighbour_statistics(
-            self.data, capacity.rcut, len(self.inp.model.type_map), allow_overlap=descriptor.tolerates_overlap()
+            self.data, capacity.rcut, len(model.type_map), allow_overlap=model.tolerates_overlap()
         )
         self.min_nbor_dist = found.min_distance
         logger.info(
             "Neighbours within %g Å: at most %s, closest pair %.3f Å", capacity.rcut,
             f"{list(found.by_type)} per type" if capacity.typed else found.total, found.min_distance,
         )  # fmt: skip
+        if model.has_spin():
+            # Every neighbour comes with the atom of its spin, and every atom sees that of its own.
+            by_type = tuple(count + 1 for count in found.by_type)
+            found = dataclasses.replace(found, by_type=by_type, total=2 * found.total + 1)
         return resolve_sel(value, found, typed=capacity.typed, name=capacity.option)
 
     # --- the loop ---------------------------------------------------------------------------------------

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from dpmodel.config import Config
 from dpmodel.data import Dataset, Sampler
 from dpmodel.errors import DPError, InputError, ModelFileError
 from dpmodel.files.model_file import ModelFile, read_model
 from dpmodel.input.sections import TrainingConfig
-from dpmodel.models import StandardModel
+from dpmodel.models import Model
+from dpmodel.op import Kind, Op, children
 from dpmodel.statistics.cache import by_atomic_number
 from dpmodel.training.checkpoint import Checkpoint
 from dpmodel.training.rotation import SUFFIX, Family, latest
@@ -119,7 +121,7 @@ def check_same_run(checkpoint: Checkpoint, normalised: Mapping[str, Any], num_st
         )
 
 
-def adopt(model: StandardModel, other: Any, where: str, *, exact: bool) -> StandardModel:
+def adopt(model: Model, other: Any, where: str, *, exact: bool) -> Model:
     """The model that the input describes, with the weights and statistics of another of the same shape.
 
     exact: the numbers must be of the same types; otherwise they are converted to those of `model`.
@@ -149,18 +151,12 @@ def adopt(model: StandardModel, other: Any, where: str, *, exact: bool) -> Stand
         )
     except ValueError as problem:
         raise ModelFileError(f"{where} does not fit the model section of the input: {problem}") from problem
-    changes = [
-        change
-        for part in ("descriptor", "fitting")
-        for change in _differences(_options(other, part), _options(model, part), part, free=_CHOSEN_ANEW)
-    ]
-    for name in ("pair_exclude_types", "atom_exclude_types"):
-        changes += _differences(getattr(other, name), getattr(model, name), name)
+    changes = list(_differences(_options(other), _options(model), "", free=_CHOSEN_ANEW))
     if changes:
         logger.warning(
             "%s was made with other options than the input has, which are used: %s", where, "; ".join(changes)
         )
-    if not exact and getattr(other, "preset_out_bias", None) != model.preset_out_bias:
+    if not exact and getattr(other, "preset_out_bias", None) != getattr(model, "preset_out_bias", None):
         logger.warning(
             "%s was made with another preset_out_bias than the input has; the output bias stays as it is there", where
         )
@@ -254,12 +250,22 @@ def _differences(old: Any, new: Any, path: str, free: frozenset[str] = _FREE) ->
         for key in old.keys() & new.keys() - free:
             yield from _differences(old[key], new[key], f"{path}.{key}", free)
     elif old != new:
-        yield f"{path} is {new!r} (was {old!r})"
+        yield f"{path.lstrip('.')} is {new!r} (was {old!r})"
 
 
-def _options(model: Any, part: str) -> dict[str, Any]:
-    options: dict[str, Any] = getattr(model, part).config.to_dict()
-    return options
+def _options(model: Op) -> dict[str, Any]:
+    """By place, the options of every part that has a section, and what models leave out."""
+    found: dict[str, Any] = {}
+    section = getattr(model, "config", None)
+    if isinstance(section, Config):
+        return section.to_dict()
+    for name, kind in model.fields():
+        value = getattr(model, name)
+        if name in ("pair_exclude_types", "atom_exclude_types", "weights", "use_spin"):
+            found[name] = value
+        if kind is Kind.CHILD:
+            found |= {f"{name}{suffix}": _options(part) for suffix, part in children(value)}
+    return {name: value for name, value in found.items() if value != {}}
 
 
 def _shown(model: Any) -> str:

@@ -87,8 +87,8 @@ def test_the_former_name_of_a_fixed_deviation() -> None:
         (section({"activation_function": "swish"}), ".activation_function: expected a known activation"),
         (section({"precision": "float8"}), ".precision: expected one of"),
         (section({"default_chg_spin": [1]}), ".default_chg_spin: expected a list of 2 numbers or null, got [1]"),
-        (section({"default_chg_spin": [101, 0]}), ": default_chg_spin: expected charges from -100 to 100 and spins from 0 to 100"),
-        (section({"default_chg_spin": [0, -1]}), ": default_chg_spin: expected charges from -100 to 100"),
+        (section({"default_chg_spin": [101, 0]}), ".default_chg_spin: expected charges from -100 to 100 and spins from 0 to 100"),
+        (section({"default_chg_spin": [0, -1]}), ".default_chg_spin: expected charges from -100 to 100"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(data: dict[str, Any], says: str) -> None:

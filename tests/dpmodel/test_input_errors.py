@@ -65,9 +65,9 @@ def test_values_that_json_cannot_hold() -> None:
     [
         ("model.descriptor", ["dpa4", "DPA4", "SeZM", "sezm"],
          '"se_e2_a", "se_e2_r", "se_e3", "se_e3_tebd", "dpa1", "se_atten_v2", "dpa2", "dpa3", "hybrid"'),
-        ("model.fitting_net", ["dos", "property", "polar", "dipole", "population", "dpa4_ener"], '"ener"'),
-        ("model", ["frozen", "pairwise_dprc", "linear_ener", "pairtab", "dpa4"], '"standard"'),
-        ("loss", ["ener_spin", "dos", "tensor", "property", "dens", "denoise", "population"], '"ener"'),
+        ("model.fitting_net", ["population", "dpa4_ener"], '"ener", "dos", "property", "dipole", "polar"'),
+        ("model", ["frozen", "pairwise_dprc", "pairtab", "dpa4"], '"standard", "linear_ener"'),
+        ("loss", ["dens", "denoise", "population"], '"ener", "ener_spin", "dos", "tensor", "property"'),
         ("optimizer", ["LKF", "AdaMuon", "HybridMuon"], '"Adam", "AdamW"'),
     ],
 )  # fmt: skip
