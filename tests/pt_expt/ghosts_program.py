@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from family import SPINS, small
 from mpi4py import MPI
 
 from dpmodel.backends.pt.bridge import graph_to_torch, override_table, to_torch, torch_gradient
@@ -24,7 +25,6 @@ from dpmodel.geometry import TruncationWarning
 from dpmodel.input.sections import ModelConfig
 from dpmodel.models import builder_of, predict
 from dpmodel.models.build import build_model
-from family import SPINS, small
 
 WORLD = MPI.COMM_WORLD
 RANK, SIZE = WORLD.rank, WORLD.size
