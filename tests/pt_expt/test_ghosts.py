@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpmodel.backends.pt_expt.ghosts import FaultProvider, MappingProvider, library, load_ops
+from dpmodel.backends.pt_expt.ghosts import FaultProvider, MappingProvider, failure_of, library, load_ops
 from dpmodel.backends.pt_expt.ghosts.providers import ABI, MAGIC, GhostStruct
 from dpmodel.errors import BackendError
 
@@ -267,6 +267,25 @@ def test_structs_that_are_others(ops, kind, change, message):
         op(rows((given, 2), torch.float64), handle_of(provider), asked)
 
 
+@each_kind
+def test_providers_that_are_deleted(ops, kind):
+    """The memory is kept here: whether it is used again is not ours to say."""
+    op, given, asked = operator(ops, kind)
+    provider = MappingProvider(OWNER)
+    handle, memory = handle_of(provider), provider.struct
+    assert failure_of(handle) is None
+    del provider
+    assert memory.magic == 0
+    with pytest.raises(RuntimeError, match=rf"expected magic {MAGIC}, found 0\): was its provider deleted"):
+        op(rows((given, 2), torch.float64), handle, asked)
+    assert "was its provider deleted" in failure_of(handle)
+
+
+@pytest.mark.parametrize("address", [8, 2**46])
+def test_addresses_of_nobody_are_not_read(address):
+    assert "the handle points to no exchange" in failure_of(np.array([address]))
+
+
 def test_the_struct_is_that_of_the_header():
     assert ctypes.sizeof(GhostStruct) == 320
     assert ABI == 1
@@ -298,10 +317,12 @@ def test_arguments_that_do_not_fit(ops):
         with pytest.raises(RuntimeError, match=message):
             ops.ghost_forward(x, handle_of(provider), rows_asked)
         assert provider.error
+    handle = handle_of(provider := MappingProvider())
     with pytest.raises(RuntimeError, match="rows are expected, got a scalar"):
-        ops.ghost_forward(torch.tensor(1.0), handle_of(MappingProvider()), 1)
+        ops.ghost_forward(torch.tensor(1.0), handle, 1)
     with pytest.raises(RuntimeError, match="owned rows must be among all rows"):
-        ops.ghost_reverse(rows((N, 2), torch.float64), handle_of(MappingProvider()), N + 1)
+        ops.ghost_reverse(rows((N, 2), torch.float64), handle, N + 1)
+    assert "reverse exchange 1 " in provider.error
 
 
 def test_a_broken_library_is_named_with_versions(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ The handle is an address: keep the provider alive while graphs that carry it are
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -49,17 +50,21 @@ class GhostStruct(ctypes.Structure):
     )
 
 
+_ALIVE: set[int] = set()
+"""Addresses of the structs of providers: memory behind any other address is not looked at."""
+
+
 def failure_of(handle: np.ndarray) -> str | None:
-    """Why an exchange through this handle failed; None: none has.
+    """Why an exchange through this handle failed, or would fail; None: all is well.
 
     Compiled code need not stop at an operator that failed (torch 2.11 goes on), so it is asked afterwards.
     """
     address = int(np.ravel(handle)[0])
     if not address:
         return "the handle is null: no exchange was set up for this graph"
-    struct = GhostStruct.from_address(address)
-    if struct.magic != MAGIC:
+    if address not in _ALIVE:
         return "the handle points to no exchange: was its provider deleted?"
+    struct = GhostStruct.from_address(address)
     return str(struct.message.decode(errors="replace")) if struct.error else None
 
 
@@ -72,7 +77,7 @@ class Provider:
 
     def __init__(self, *, max_bytes_per_row: int = 0) -> None:
         self.exception: BaseException | None = None
-        self._callbacks = _EXCHANGE(self._call(self.forward)), _EXCHANGE(self._call(self.reverse))
+        self._callbacks = _EXCHANGE(self._call("forward")), _EXCHANGE(self._call("reverse"))
         self.struct = GhostStruct(
             magic=MAGIC,
             abi=ABI,
@@ -81,6 +86,8 @@ class Provider:
             reverse=self._callbacks[1],
             max_bytes_per_row=max_bytes_per_row,
         )
+        _ALIVE.add(ctypes.addressof(self.struct))
+        weakref.finalize(self, _end, self.struct)
 
     def forward(self, rows: np.ndarray, n_owned: int) -> None:
         """Fill rows[n_owned:] (n_all - n_owned, width) with copies of their owners' rows."""
@@ -122,18 +129,29 @@ class Provider:
         self.struct.n_forward = self.struct.n_reverse = self.struct.error = 0
         self.struct.message = b""
 
-    def _call(self, function: Callable[[np.ndarray, int], None]) -> Callable[..., int]:
+    def _call(self, method: str) -> Callable[..., int]:
+        reference = weakref.ref(self)  # the struct holds the callbacks: otherwise none of the three would ever go
+
         def run(_: Any, dtype: int, address: int | None, n_owned: int, n_all: int, width: int) -> int:
+            provider = reference()
+            if provider is None:
+                return 1
             try:
-                function(_rows(dtype, address, n_all, width), n_owned)
+                getattr(provider, method)(_rows(dtype, address, n_all, width), n_owned)
             except BaseException as problem:  # noqa: BLE001 - nothing may unwind through native code
-                if self.exception is None:
-                    self.exception = problem
-                self.struct.message = _cut(f"{type(problem).__name__}: {problem}")
+                if provider.exception is None:
+                    provider.exception = problem
+                provider.struct.message = _cut(f"{type(problem).__name__}: {problem}")
                 return 1
             return 0
 
         return run
+
+
+def _end(struct: GhostStruct) -> None:
+    """The provider is deleted: operators find no exchange as long as nothing else is in that memory."""
+    struct.magic = 0
+    _ALIVE.discard(ctypes.addressof(struct))
 
 
 def _cut(text: str) -> bytes:
