@@ -33,6 +33,10 @@ def test_a_failing_exchange(lammps, make_script, dpa3_pt2, number, rank):
     fails(lammps, text, "a failure made for tests", env=env)
 
 
+def test_some_ranks_fail_and_not_the_first(lammps, make_script, dpa3_pt2):
+    fails(lammps, make_script(cube(), dpa3_pt2), "a failure made", ranks=3, env={"DPMODEL_TEST_FAIL_EXCHANGE": "-1:1"})
+
+
 def test_a_failing_exchange_on_one_rank(lammps, make_script, dpa3_pt2):
     text = make_script(cube(), dpa3_pt2)
     run = fails(lammps, text, "a failure made for tests", ranks=1, env={"DPMODEL_TEST_FAIL_EXCHANGE": "0:1"})

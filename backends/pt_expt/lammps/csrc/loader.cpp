@@ -4,6 +4,7 @@
 
 #include "plugin.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -103,8 +104,8 @@ void abort_all(void *lmp) {
 void *refuse(void *lmp) {
   const auto text = "Pair style dpmodel cannot be used: " + problem;
   if (lammps_extract_setting(lmp, "world_size") > 1) {
-    // Where all ranks refuse, the first speaks for all and ends the others before they do.
-    if (lammps_extract_setting(lmp, "world_rank") > 0) sleep(1);
+    // Where several ranks refuse, the first of them speaks for all and ends the others before they do.
+    sleep(std::min(lammps_extract_setting(lmp, "world_rank"), 5));
     lammps_error(lmp, ERROR_ON_ONE, text.c_str());  // prints it; the exception stays within
     std::fflush(nullptr);
     usleep(300000);  // an abort takes what mpiexec has not yet read with it

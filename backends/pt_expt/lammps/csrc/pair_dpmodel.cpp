@@ -82,8 +82,8 @@ void PairDPModel::share(const std::string &problem) {
 
 void PairDPModel::fail_alone(const std::string &problem) {
   if (comm->nprocs == 1) error->one(FLERR, Error::NOLASTLINE, "Pair style dpmodel: {}", problem);
-  // Where all ranks fail in the same way the first of them speaks for all, and ends the others before they do.
-  if (comm->me > 0) sleep(1);
+  // Where several ranks fail in the same way the first of them speaks for all, and ends the others before they do.
+  sleep(std::min(comm->me, 5));
   try {
     error->one(FLERR, Error::NOLASTLINE, "Pair style dpmodel: {}", problem);
   } catch (...) {

@@ -14,11 +14,12 @@
 
 namespace dpmodel {
 
-/* "rank:number" in the variable. */
+/* "rank:number" in the variable; "-rank:number" is asked of that rank and all after it. */
 inline bool asked(const char *variable, long rank, long number) {
   const char *text = std::getenv(variable);
   long who = 0, which = 0;
-  return text != nullptr && std::sscanf(text, "%ld:%ld", &who, &which) == 2 && who == rank && which == number;
+  return text != nullptr && std::sscanf(text, "%ld:%ld", &who, &which) == 2 && which == number &&
+         (who == rank || (who < 0 && rank >= -who));
 }
 
 inline bool exchange_must_fail(int rank, std::size_t number) {
