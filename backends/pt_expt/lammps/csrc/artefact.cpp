@@ -170,10 +170,16 @@ int level(const Text &instruction_set) {
 void check_processor(const Metadata &about) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const int here = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")
-                       ? 2
-                       : (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 1 : 0);
+  // What x86-64-v3 and v4 hold, for which models are compiled. (Compilers know these two names from gcc 12 on.)
+  bool third = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+               __builtin_cpu_supports("bmi2");
+#if __GNUC__ >= 11 || defined(__clang__)
+  third = third && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("lzcnt") && __builtin_cpu_supports("movbe");
+#endif
+  const bool fourth = third && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512cd");
+  const int here = fourth ? 2 : third ? 1 : 0;
   if (level(about.instruction_set) > here)
     refuse("it was compiled for " + about.instruction_set + " and this processor has " +
            (here == 1 ? "AVX2" : "neither AVX512 nor AVX2") + ": freeze the model on a machine like this one");

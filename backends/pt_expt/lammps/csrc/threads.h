@@ -10,7 +10,7 @@ namespace dpmodel {
 int threads_per_rank(MPI_Comm world);
 
 /* What is freed stays with the process, as in Python (backends/pt/memory.py says why), unless the user has set glibc's
-   variables. */
+   variables for it. */
 void keep_freed_memory();
 
 }  // namespace dpmodel
