@@ -10,9 +10,12 @@ PREFIX.v.out           frames  virial xx xy ... zz, eV
 PREFIX.v_peratom.out   frames  virial per atom, eV
 PREFIX.s.out           frames  stress (-virial / volume), eV/Å^3
 PREFIX.ae.out          atoms   energy of every atom, eV
+PREFIX.fm.out          atoms   magnetic force x y z, eV per unit of spin
+PREFIX.h.out           pairs   elements of the Hessian, eV/Å^2
 =====================  ======  =======================================================
 
-Systems follow one another, each after a line `# <system>: data_e pred_e`. A suffix of PREFIX is replaced.
+Models of other quantities write `PREFIX.<quantity>.out`, as `PREFIX.dipole.out`, `PREFIX.dipole_peratom.out` and
+`PREFIX.atom_dipole.out`, a column per component. Systems follow one another, each after a line `# <system>: data_e pred_e`. A suffix of PREFIX is replaced.
 """
 
 from __future__ import annotations
@@ -41,8 +44,20 @@ FILES: dict[str, tuple[str, tuple[str, ...]]] = {
     "virial_per_atom": ("v_peratom", tuple(f"v{axes}" for axes in _TENSOR)),
     "stress": ("s", tuple(f"s{axes}" for axes in _TENSOR)),
     "atom_energy": ("ae", ("e",)),
+    "force_mag": ("fm", tuple(f"fm{axis}" for axis in "xyz")),
+    "hessian": ("h", ("h",)),
 }
-"""By quantity: part of the file's name, names of the columns."""
+"""By quantity of models of energies: part of the file's name, names of the columns."""
+
+
+def _part(quantity: str) -> str:
+    """The part of the file's name that tells the quantity."""
+    return FILES[quantity][0] if quantity in FILES else quantity.replace("_per_atom", "_peratom")
+
+
+def _columns(quantity: str, width: int) -> tuple[str, ...]:
+    """Names of the columns."""
+    return FILES[quantity][1] if quantity in FILES else tuple(f"{quantity}_{k}" for k in range(width))
 
 
 def detail_path(prefix: str | os.PathLike[str], quantity: str) -> Path:
@@ -50,7 +65,7 @@ def detail_path(prefix: str | os.PathLike[str], quantity: str) -> Path:
     path = Path(prefix)
     if not path.name:
         raise InputError(f"expected a prefix for files such as results/water, got {os.fspath(prefix)!r}")
-    return path.with_suffix(f".{FILES[quantity][0]}.out")
+    return path.with_suffix(f".{_part(quantity)}.out")
 
 
 class DetailWriter:
@@ -64,6 +79,7 @@ class DetailWriter:
     """
 
     def __init__(self, prefix: str | os.PathLike[str]) -> None:
+        self._prefix = prefix
         self._paths = {quantity: detail_path(prefix, quantity) for quantity in FILES}
         self._mark = f".{secrets.token_hex(4)}.tmp"
         self._open = contextlib.ExitStack()
@@ -83,7 +99,7 @@ class DetailWriter:
             stream = self._stream(quantity)
             if self._system.get(quantity) != part.system:
                 self._system[quantity] = part.system
-                names = FILES[quantity][1]
+                names = _columns(quantity, label.shape[1])
                 columns = " ".join([*(f"data_{name}" for name in names), *(f"pred_{name}" for name in names)])
                 stream.write(f"# {part.system}: {columns}\n")
             np.savetxt(stream, np.concatenate([label, part.prediction[quantity]], axis=1))
@@ -91,7 +107,7 @@ class DetailWriter:
     @property
     def paths(self) -> tuple[Path, ...]:
         """The files that were written so far."""
-        return tuple(self._paths[quantity] for quantity in FILES if quantity in self._streams)
+        return tuple(path for quantity, path in self._paths.items() if quantity in self._streams)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -110,6 +126,7 @@ class DetailWriter:
 
     def _stream(self, quantity: str) -> TextIO:
         if quantity not in self._streams:
+            self._paths.setdefault(quantity, detail_path(self._prefix, quantity))
             stream = self._open.enter_context(open(self._temporary(quantity), "x", encoding="utf-8"))  # noqa: SIM115  # the stack closes it
             self._streams[quantity] = stream
         return self._streams[quantity]
@@ -127,13 +144,14 @@ def read_detail(prefix: str | os.PathLike[str], quantity: str) -> tuple[np.ndarr
     path = detail_path(prefix, quantity)
     if not path.exists():
         return None
-    width = len(FILES[quantity][1])
+    expected = f"{2 * len(FILES[quantity][1])}" if quantity in FILES else "twice as many as there are components of"
     try:
         table = np.loadtxt(path, ndmin=2)
     except (ValueError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path}: expected rows of {2 * width} numbers, as `dpmodel test -d` writes ({error})"
+            f"{path}: expected rows of {expected} numbers, as `dpmodel test -d` writes ({error})"
         ) from None
+    width = len(FILES[quantity][1]) if quantity in FILES else table.shape[1] // 2
     if table.shape[1] != 2 * width or not len(table):
-        raise InputError(f"{path}: expected rows of {2 * width} numbers, found {table.shape[0]} of {table.shape[1]}")
+        raise InputError(f"{path}: expected rows of {expected} numbers, found {table.shape[0]} of {table.shape[1]}")
     return table[:, :width], table[:, width:]

@@ -27,7 +27,7 @@ from dpmodel.data.dataset import Dataset
 from dpmodel.data.labels import LabelRequest
 from dpmodel.data.system import Batch, System
 from dpmodel.errors import BackendError, DataError, InputError
-from dpmodel.graph import PARAMETERS
+from dpmodel.graph import INPUTS
 from dpmodel.metrics import requests_of
 from dpmodel.potential import Potential
 
@@ -251,7 +251,7 @@ def _check_labels(system: System) -> None:
 
 
 def _of_batch(potentials: Sequence[Potential], batch: Batch, path: str, options: Mapping[str, Any]) -> Deviation:
-    given = {name: batch.labels[name] for name in PARAMETERS if batch.found.get(name, 0.0) > 0}
+    given = {name: batch.labels[name] for name in INPUTS if batch.found.get(name, 0.0) > 0}
     try:
         return model_deviation(potentials, batch.coord, batch.atype, batch.cell, pbc=batch.pbc, **options, **given)
     except InputError as problem:

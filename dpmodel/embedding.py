@@ -25,7 +25,7 @@ from dpmodel.data.dataset import Dataset
 from dpmodel.data.system import Batch, System
 from dpmodel.errors import DataError, InputError
 from dpmodel.files.hdf5 import write_hdf5
-from dpmodel.graph import PARAMETERS
+from dpmodel.graph import INPUTS
 from dpmodel.metrics import requests_of
 from dpmodel.potential import Potential
 
@@ -56,7 +56,7 @@ def write_embedding(
     """
     spins = (labels.SPIN,) if potential.model.spin_scales is not None else ()
     wanted = {request.name: request for request in (*requests_of(potential), *spins)}
-    inputs = [request for name, request in wanted.items() if name in (*PARAMETERS, "spin")]
+    inputs = [request for name, request in wanted.items() if name in INPUTS]
     dataset = Dataset.from_config(
         systems, batch_size=1, type_map=potential.type_map, labels=inputs, sort_atoms=False
     )  # fmt: skip
@@ -89,7 +89,7 @@ def _of_system(potential: Potential, system: System, dtype: str | None) -> dict[
 
 
 def _of_batch(potential: Potential, batch: Batch, path: str) -> dict[str, np.ndarray]:
-    given: dict[str, Any] = {k: batch.labels[k] for k in (*PARAMETERS, "spin") if batch.found.get(k, 0.0) > 0}
+    given: dict[str, Any] = {k: batch.labels[k] for k in INPUTS if batch.found.get(k, 0.0) > 0}
     try:
         return potential.features(batch.coord, batch.atype, batch.cell, pbc=batch.pbc, **given)
     except InputError as problem:

@@ -24,10 +24,19 @@ from dpmodel.data.dataset import Dataset
 from dpmodel.data.labels import LabelRequest
 from dpmodel.data.system import Batch
 from dpmodel.errors import DataError, InputError
-from dpmodel.graph import PARAMETERS
+from dpmodel.graph import INPUTS
 from dpmodel.potential import Potential
 
-__all__ = ["QUANTITIES", "Comparison", "ErrorSum", "Report", "SystemReport", "evaluate_systems", "requests_of"]
+__all__ = [
+    "QUANTITIES",
+    "Comparison",
+    "ErrorSum",
+    "Report",
+    "SystemReport",
+    "evaluate_systems",
+    "requests_of",
+    "title_of",
+]
 
 QUANTITIES: dict[str, tuple[str, str]] = {
     "energy": ("Energy", "eV"),
@@ -36,8 +45,11 @@ QUANTITIES: dict[str, tuple[str, str]] = {
     "virial": ("Virial", "eV"),
     "virial_per_atom": ("Virial/Natoms", "eV"),
     "atom_energy": ("Atomic energy", "eV"),
+    "force_mag": ("Magnetic force", "eV per unit of spin"),
+    "hessian": ("Hessian", "eV/Å^2"),
 }
-"""What is compared: name in tables, unit."""
+"""What is compared of models of energies: name in tables, unit. Others: `<name>`, `<name>_per_atom` where it is a sum, and
+`atom_<name>`, with the name of the label, in its own unit."""
 
 DEFAULT_CHUNK_ATOMS = 1_000_000
 
@@ -75,7 +87,9 @@ class Comparison:
     """Labels and predictions of some frames of one system; what a system has no label for is not there.
 
     Both by quantity: `energy` and `energy_per_atom` (f, 1), `force` (real atoms of all frames, 3), `virial` and
-    `virial_per_atom` (f, 9), `stress` (f, 9) in eV/Å^3, `atom_energy` (real atoms, 1).
+    `virial_per_atom` (f, 9), `stress` (f, 9) in eV/Å^3, `atom_energy` (real atoms, 1), `force_mag` (atoms of types with
+    spin, 3), `hessian` (elements of all frames, 1). Of other models: `<name>` and `<name>_per_atom` (f, components),
+    `atom_<name>` (real atoms, components).
     """
 
     system: str
@@ -102,11 +116,9 @@ class Report:
     def total(self) -> dict[str, ErrorSum]:
         """Errors by quantity over all systems that have the label."""
         out: dict[str, ErrorSum] = {}
-        for name in QUANTITIES:
-            parts = [system.errors[name] for system in self.systems if name in system.errors]
-            if parts:
-                out[name] = sum(parts, ErrorSum())
-        return out
+        for name in dict.fromkeys(name for system in self.systems for name in system.errors):
+            out[name] = sum((system.errors[name] for system in self.systems if name in system.errors), ErrorSum())
+        return {name: out[name] for name in sorted(out, key=_place)}
 
     def table(self) -> str:
         """The table that users of the family know: errors of every system, then of all of them."""
@@ -128,37 +140,64 @@ def _rule(title: str = "") -> str:
     return "# " + title.center(48, "-")
 
 
+def _place(name: str) -> int:
+    """Where a quantity stands in tables."""
+    return list(QUANTITIES).index(name) if name in QUANTITIES else len(QUANTITIES)
+
+
+def title_of(name: str) -> tuple[str, str]:
+    """(name in tables, unit) of a quantity."""
+    if name in QUANTITIES:
+        return QUANTITIES[name]
+    plain = name.removesuffix("_per_atom")
+    shown = f"Atomic {plain.removeprefix('atom_')}" if plain.startswith("atom_") else plain.capitalize()
+    return f"{shown}/Natoms" if plain != name else shown, ""
+
+
 def _rows(errors: Mapping[str, ErrorSum]) -> list[str]:
     rows = []
     for name, error in errors.items():
-        title, unit = QUANTITIES[name]
+        title, unit = title_of(name)
         head, slash, per = title.partition("/")
         for kind, value in (("MAE", error.mae), ("RMSE", error.rmse)):
-            rows.append(f"{head + ' ' + kind + slash + per:<20} : {value:e} {unit}")
+            rows.append(f"{head + ' ' + kind + slash + per:<20} : {value:e} {unit}".rstrip())
     return rows
 
 
 def _plain(errors: Mapping[str, ErrorSum]) -> dict[str, Any]:
     return {
-        name: {"mae": error.mae, "rmse": error.rmse, "number": error.number, "unit": QUANTITIES[name][1]}
+        name: {"mae": error.mae, "rmse": error.rmse, "number": error.number, "unit": title_of(name)[1]}
         for name, error in errors.items()
     }
 
 
 def requests_of(potential: Potential, *, atomic: bool = False) -> tuple[LabelRequest, ...]:
     """What is read from data systems to test a potential: labels, and the parameters that it takes."""
-    wanted = [labels.ENERGY, labels.FORCE, labels.VIRIAL]
-    if atomic:
-        wanted.append(labels.ATOM_ENER)
-    if potential.dim_fparam:
-        # The zeros are never used: without labels the model's own default is.
-        optional = (0.0,) * potential.dim_fparam if potential.model.has_default_fparam else None
-        wanted.append(labels.fparam(potential.dim_fparam, optional))
-    if potential.dim_aparam:
-        wanted.append(labels.aparam(potential.dim_aparam))
-    if potential.model.takes_charge_spin:
-        wanted.append(labels.charge_spin(potential.model.default_charge_spin))
-    return tuple(wanted)
+    model, output = potential.model, potential.model.output()
+    takes_spin = model.spin_scales is not None
+    if output.loss == "ener":
+        wanted = [labels.ENERGY, labels.FORCE, labels.VIRIAL]
+        wanted += [labels.ATOM_ENER] if atomic else []
+        wanted += [labels.FORCE_MAG] if takes_spin else []
+        wanted += [labels.HESSIAN] if potential.has_hessian else []
+    else:
+        wanted = [
+            LabelRequest(name=output.name, shape=output.shape),
+            LabelRequest(name=f"atom_{output.name}", shape=output.shape, atomic=True),
+        ]
+    # The zeros are never used: without labels the model's own default is.
+    no_fparam = (0.0,) * potential.dim_fparam if model.has_default_fparam else None
+    return (
+        *wanted,
+        *labels.inputs(
+            fparam_dim=potential.dim_fparam,
+            default_fparam=no_fparam,
+            aparam_dim=potential.dim_aparam,
+            takes_charge_spin=model.takes_charge_spin,
+            default_charge_spin=model.default_charge_spin,
+            takes_spin=takes_spin,
+        ),
+    )
 
 
 def evaluate_systems(
@@ -190,8 +229,6 @@ def evaluate_systems(
     """
     if max_frames is not None and max_frames < 1:
         raise InputError(f"max_frames: expected a number of frames above 0 (or None for all), got {max_frames}")
-    if potential.model.output().name != "energy":
-        raise InputError(f"expected a model of energies, got one of {potential.model.output().name!r}")
     chunk_atoms = _chunk_atoms()
     dataset = Dataset.from_config(
         systems, rglob_patterns=rglob_patterns, batch_size=1, type_map=potential.type_map,
@@ -206,48 +243,87 @@ def evaluate_systems(
         errors: dict[str, ErrorSum] = {}
         for start in range(0, len(frames), step):
             part = compare(potential, system.batch(frames[start : start + step], index), system.path, atomic=atomic)
-            for name in QUANTITIES.keys() & part.label.keys():
+            for name in part.label.keys() - {"stress"}:  # the virial again
                 errors[name] = errors.get(name, ErrorSum()) + ErrorSum.of(part.prediction[name] - part.label[name])
             if on_chunk is not None:
                 on_chunk(part)
-        ordered = {name: errors[name] for name in QUANTITIES if name in errors}
+        ordered = {name: errors[name] for name in sorted(errors, key=_place)}
         reports.append(SystemReport(path=system.path, frames=len(frames), errors=ordered))
     if not any(report.errors for report in reports):
+        output = potential.model.output()
         kinds = "energy.npy, force.npy or virial.npy" if potential.backend.has_gradients else "energy.npy"
+        if output.loss != "ener":
+            kinds = f"{output.name}.npy or atomic_{output.name}.npy"
         raise DataError(f"no system has labels to compare with: expected {kinds} in set.* (first: {reports[0].path})")
     return Report(systems=tuple(reports))
 
 
 def compare(potential: Potential, batch: Batch, system: str, *, atomic: bool) -> Comparison:
     """Evaluate the frames of a batch; labels and predictions side by side."""
-    given: dict[str, Any] = {name: batch.labels[name] for name in PARAMETERS if batch.found.get(name, 0.0) > 0}
-    atomic = atomic and batch.found.get("atom_ener", 0.0) > 0
+    given: dict[str, Any] = {name: batch.labels[name] for name in INPUTS if batch.found.get(name, 0.0) > 0}
+    energies = potential.model.output().loss == "ener"
+    hessian = batch.found.get("hessian", 0.0) > 0
+    atomic = batch.found.get("atom_ener", 0.0) > 0 if energies else True
     try:
         out = potential.evaluate(
-            batch.coord, batch.atype, batch.cell, pbc=batch.pbc, atomic=atomic, atomic_virial=False,
-            **given,
+            batch.coord, batch.atype, batch.cell, pbc=batch.pbc, atomic=atomic, atomic_virial=False, hessian=hessian,
+            forces=None if energies else False, **given,
         )  # fmt: skip
     except InputError as problem:
         first, last = int(batch.frames[0]), int(batch.frames[-1])
         raise DataError(f"{system}, frames {first} to {last}: {problem}") from problem
+    sides = (_of_energies if energies else _of_others)(potential, batch, out)
+    return Comparison(system, *sides)
+
+
+_Sides = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
+"""Labels and predictions by quantity."""
+
+
+def _of_energies(potential: Potential, batch: Batch, out: Mapping[str, np.ndarray]) -> _Sides:
     real = batch.atype >= 0
     natoms = np.sum(real, axis=1)[:, None]
+    has = {name for name, flag in batch.found.items() if flag > 0}
     label: dict[str, np.ndarray] = {}
     prediction: dict[str, np.ndarray] = {}
     for side, source in ((label, batch.labels), (prediction, out)):
-        if batch.found["energy"] > 0:
+        if "energy" in has:
             side["energy"] = source["energy"]
             side["energy_per_atom"] = source["energy"] / natoms
-        if batch.found["force"] > 0 and "force" in out:
+        if "force" in has and "force" in out:
             side["force"] = source["force"][real]
-        if batch.found["virial"] > 0 and "virial" in out and batch.cell is not None:
+        if "virial" in has and "virial" in out and batch.cell is not None:
             side["virial"] = source["virial"]
             side["virial_per_atom"] = source["virial"] / natoms
             if batch.pbc is True:  # a volume needs three periodic vectors
                 side["stress"] = -source["virial"] / np.abs(np.linalg.det(batch.cell))[:, None]
-        if atomic:
+        if "atom_ener" in has:
             side["atom_energy"] = source["atom_ener" if side is label else "atom_energy"][real]
-    return Comparison(system, label, prediction)
+        if "force_mag" in has and "force_mag" in out:
+            side["force_mag"] = source["force_mag"][out["mask_mag"][..., 0] > 0]
+        if "hessian" in has:
+            square = np.repeat(real, 3, axis=1)
+            side["hessian"] = source["hessian"][square[:, :, None] & square[:, None, :]][:, None]
+    return label, prediction
+
+
+def _of_others(potential: Potential, batch: Batch, out: Mapping[str, np.ndarray]) -> _Sides:
+    output, real = potential.model.output(), batch.atype >= 0
+    natoms = np.sum(real, axis=1)[:, None]
+    label: dict[str, np.ndarray] = {}
+    prediction: dict[str, np.ndarray] = {}
+    name, size = output.name, math.prod(output.shape)
+    for side, source in ((label, batch.labels), (prediction, out)):
+        mine = side is label
+        if batch.found[name] > 0:
+            total = source[name if mine else output.reduced].reshape(len(real), size)
+            side[name] = total
+            if not output.intensive:
+                side[f"{name}_per_atom"] = total / natoms
+        if batch.found[f"atom_{name}"] > 0:
+            of_atoms = source[f"atom_{name}" if mine else output.atomic]
+            side[f"atom_{name}"] = of_atoms[real].reshape(-1, size)
+    return label, prediction
 
 
 def _chunk_atoms() -> int:

@@ -31,6 +31,7 @@ def load(
     backend: str | None = None,
     *,
     head: str | None = None,
+    type_map: Sequence[str] | None = None,
     device: str | None = None,
     compile: bool = False,
 ) -> Potential:
@@ -41,18 +42,24 @@ def load(
             is native code: load such files from people you trust alone.
         backend: numpy, pt, jax or pt_expt (or an alias); None: `DP_BACKEND`, else the best installed.
         head: the branch of a multi-task model (`.pt`).
+        type_map: other types than the file has: another order, fewer, or more (which mean nothing before they are trained);
+            see `dpmodel.type_map`.
         device: "cpu", "cuda", "cuda:1" ...; None: the best the backend has.
         compile: compile for speed (pt_expt only; the first call takes a minute or two).
 
     Raises:
         ModelFileError: the file is no model, damaged, newer than this program, or out of scope.
         BackendError: the backend is unknown, not installed, or lacks the device.
+        InputError: a head that the file does not have, types that the model cannot have.
     """
     if Path(path).suffix.lower() == ARTEFACT:
         _refuse_head(head, path)
+        if type_map is not None:
+            raise InputError(f"type_map: the types of {path} are compiled; load the model file that was frozen")
         return _load_artefact(Path(path), backend, device, compile=compile)
     chosen = get_backend(backend)
     file = read_model(path, head)
+    file = file if type_map is None else file.with_type_map(type_map)
     evaluator = chosen.evaluator(file.model, device=device, compile=compile)
     return Potential(file, chosen, evaluator, without=("hessian",) if compile else (), device=device)
 
@@ -311,6 +318,12 @@ class Potential:
     def has_hessian(self) -> bool:
         """Whether `evaluate` takes hessian=True."""
         return self._model.output().name == "energy" and self.backend.has_gradients and "hessian" not in self._without
+
+    @property
+    def has_hessian(self) -> bool:
+        """Whether `evaluate(..., hessian=True)` can be asked for."""
+        energies = self._model.output().name == "energy"
+        return energies and self.backend.has_gradients and "hessian" not in self._without
 
     def _check_hessian(self) -> None:
         """Raise where there are no Hessians."""

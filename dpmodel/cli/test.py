@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
             atomic=args.atomic, on_chunk=writer,
         )  # fmt: skip
     print(report.table())
-    if args.atomic and "atom_energy" not in report.total:
+    if args.atomic and potential.model.output().loss == "ener" and "atom_energy" not in report.total:
         log.warning("--atomic: no system has the label atom_ener")
     if writer is not None:
         log.info("Details: %s", ", ".join(str(path) for path in writer.paths))

@@ -30,7 +30,7 @@ def explain(error: ArgumentError, root: type[Config], data: Any) -> InputError:
     if cls is None:
         return InputError(f"{path}: {error.message}")
     if (error.message or "").startswith("undefined key"):
-        return InputError(f"{path}: {_unknown(root, cls, parts, key)}")
+        return InputError(f"{path}: {_unknown(root, cls, key)}")
     hint, option = hints(cls)[key], option_of(cls, key)
     if key not in here:
         return InputError(f"{path}: missing; expected {describe(hint)} ({option.doc.rstrip('.')})")
@@ -82,7 +82,7 @@ def _wrong_kind(path: str, info: Option, here: dict[str, Any]) -> InputError:
     return InputError(f"{path}.type: expected one of {listed}, got {show(value)}{suffix}")
 
 
-def _unknown(root: type[Config], cls: type[Config], parts: list[str], key: str) -> str:
+def _unknown(root: type[Config], cls: type[Config], key: str) -> str:
     """What to say of a key that its section does not have."""
     names = list(cls.options()) + (["type"] if cls.key else [])
     spellings = {alias: name for name in cls.options() for alias in option_of(cls, name).aliases}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, Self
+
 from dpmodel.fittings.base import Output
 from dpmodel.graph import Graph, NeighbourRequest
 from dpmodel.op import Array, Op
 from dpmodel.ops import array_namespace, as_dtype, segment_sum
 from dpmodel.precision import ENERGY_DTYPE
+from dpmodel.type_map import TypeChange
 
 __all__ = ["Model"]
 
@@ -90,6 +94,26 @@ class Model(Op):
     def graph_model(self) -> Model:
         """The model whose types and excluded pairs the graph has; another than this only where there are virtual atoms."""
         return self
+
+    def with_type_map(self, type_map: Sequence[str]) -> Self:
+        """The model (NumPy) for other types: another order, fewer, more; see `dpmodel.type_map`.
+
+        A model of types in another order gives the same numbers. Raises InputError for types that it cannot have.
+        """
+        change = TypeChange(old=self.type_map, new=tuple(type_map))
+        return self.with_types(change) if change.old != change.new else self
+
+    def with_types(self, change: TypeChange) -> Self:
+        """What `with_type_map` does, of this kind of model."""
+        raise NotImplementedError(f"{type(self).__name__} does not define with_types()")
+
+    def _types_changed(self, change: TypeChange) -> dict[str, Any]:
+        """The fields that every model has, changed."""
+        return {
+            "type_map": change.new,
+            "atom_exclude_types": change.types(self.atom_exclude_types),
+            "pair_exclude_types": change.pairs(self.pair_exclude_types),
+        }
 
     def bytes_per_atom(self) -> int:
         """Rough size of the temporaries that one atom needs in an evaluation with derivatives."""

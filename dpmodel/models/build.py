@@ -80,19 +80,17 @@ def _with_table(config: ModelConfig, seed: Seed) -> ZBLModel:
     plain = config.replace(preset_out_bias=None, atom_exclude_types=(), pair_exclude_types=())
     net = _standard(plain, seed)
     widest = max(net.requests(), key=lambda request: sum(request.sel))
-    assert config.use_srtab is not None and config.sw_rmin is not None and config.sw_rmax is not None
-    table = read_pair_table(
-        config.use_srtab, config.type_map, rcut=net.rcut, sel=sum(widest.sel), name="model.use_srtab"
-    )
-    if table.rmax < config.sw_rmax:
+    path, low, high = config.use_srtab, config.sw_rmin, config.sw_rmax
+    if path is None or low is None or high is None:
+        raise InputError("model.use_srtab: expected the file of a pair table, sw_rmin and sw_rmax")
+    table = read_pair_table(path, config.type_map, rcut=net.rcut, sel=sum(widest.sel), name="model.use_srtab")
+    if table.rmax < high:
         raise InputError(
-            f"model.use_srtab: {config.use_srtab} ends at {table.rmax:g} Å, before sw_rmax ({config.sw_rmax:g} Å) where the "
+            f"model.use_srtab: {path} ends at {table.rmax:g} Å, before sw_rmax ({high:g} Å) where the "
             "net takes over alone; extend the table, or lower sw_rmax"
         )
     alpha = 0.1 if config.smin_alpha is None else config.smin_alpha
-    return ZBLModel(
-        parts=(net, table), smin_alpha=alpha, sw_rmin=config.sw_rmin, sw_rmax=config.sw_rmax, **_whole(config)
-    )
+    return ZBLModel(parts=(net, table), smin_alpha=alpha, sw_rmin=low, sw_rmax=high, **_whole(config))
 
 
 def _linear(config: LinearConfig, seed: Seed) -> LinearModel:

@@ -212,10 +212,6 @@ class ModelConfig(ModelSection, key="standard"):
     def has_spin(self) -> bool:
         return self.spin is not None
 
-    def tolerates_overlap(self) -> bool:
-        # Real atoms must not be at one place with each other; those of spin are the backbone's matter.
-        return super().tolerates_overlap()
-
     def check(self) -> None:
         """Raise InputError where options contradict each other."""
         if self.spin is not None:
@@ -249,7 +245,7 @@ class PairTableConfig(Config, key="pairtab"):
     def check(self) -> None:
         """Raise InputError where `sel` is none."""
         total = sum(self.sel) if isinstance(self.sel, tuple) and all(map(_number, self.sel)) else self.sel
-        if isinstance(self.sel, bool) or not isinstance(total, int | str) or (expected := capacity(total)) is not None:
+        if isinstance(self.sel, bool) or not isinstance(total, int | str) or capacity(total) is not None:
             raise InputError(f"sel: expected a number above 0, or one per type, got {self.sel!r}")
 
 

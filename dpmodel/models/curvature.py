@@ -23,7 +23,7 @@ from dpmodel.op import Array
 from dpmodel.ops import array_namespace, as_dtype, device_of, segment_sum, take_rows
 from dpmodel.precision import ENERGY_DTYPE
 
-__all__ = ["Curvature", "HessianRequest", "hessian"]
+__all__ = ["Curvature", "HessianRequest", "hessian", "place_in_frame"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,11 @@ class HessianRequest:
         if atoms_per_call is None:
             return cls(atoms, max(1, 3 * atoms))
         return cls(atoms, max(1, min(3 * atoms, atoms_per_call // max(1, graph.frame.shape[0]))))
+
+    @classmethod
+    def all_columns(cls, label: Array) -> HessianRequest:
+        """All at once, as many as a label (n, 3, 3 atoms) has."""
+        return cls(label.shape[2] // 3, max(1, label.shape[2]))
 
 
 class Curvature(Protocol):
@@ -79,7 +84,8 @@ def hessian(
     """
     if graph.comm is not None:
         raise ValueError("a Hessian needs all atoms in one process: this graph has an exchange of ghosts")
-    place = _place(graph)
+    frame = graph.frame if graph.virtual is None else take_rows(graph.virtual.frame, graph.virtual.owned)
+    place = place_in_frame(frame, graph.natoms.shape[0])
 
     def direction(k: Array) -> Array:
         xp = array_namespace(place)
@@ -96,11 +102,10 @@ def hessian(
     return outputs, slope, array_namespace(columns).permute_dims(columns, (0, 2, 1))
 
 
-def _place(graph: Graph) -> Array:
-    """(n,) integer: position of every atom that the user knows among those of its frame."""
-    frame = graph.frame if graph.virtual is None else take_rows(graph.virtual.frame, graph.virtual.owned)
+def place_in_frame(frame: Array, nframes: int) -> Array:
+    """(n,) integer: position of every atom among those of its frame; frame (n,) integer, sorted."""
     xp = array_namespace(frame)
-    count = segment_sum(xp.ones_like(frame), frame, graph.natoms.shape[0])
+    count = segment_sum(xp.ones_like(frame), frame, nframes)
     start = xp.cumulative_sum(count) - count
     order = xp.arange(frame.shape[0], dtype=frame.dtype, device=device_of(frame))
     return order - as_dtype(take_rows(start, frame), frame.dtype)

@@ -16,6 +16,8 @@ neighbours of atom i and a `smin_alpha`,
 
 from __future__ import annotations
 
+from typing import Self
+
 from dpmodel.config import FrozenDict
 from dpmodel.fittings.base import Output
 from dpmodel.graph import Edges, Graph, NeighbourRequest, split_views
@@ -23,6 +25,7 @@ from dpmodel.models.base import Model
 from dpmodel.op import Array, buffer, child
 from dpmodel.ops import array_namespace, as_dtype, safe_norm, segment_sum, take_rows
 from dpmodel.precision import ENERGY_DTYPE
+from dpmodel.type_map import TypeChange
 
 __all__ = ["LinearModel", "ZBLModel"]
 
@@ -77,6 +80,13 @@ class LinearModel(Model):
     def default_charge_spin(self) -> tuple[float, float] | None:
         found = {part.default_charge_spin for part in self.parts if part.takes_charge_spin}
         return found.pop() if len(found) == 1 else None
+
+    def with_types(self, change: TypeChange) -> Self:
+        return self.replace(
+            parts=tuple(part.with_type_map(change.new) for part in self.parts),
+            out_bias=change.rows(self.out_bias, 0.0), out_std=change.rows(self.out_std, 1.0),
+            preset_out_bias=change.by_output(self.preset_out_bias), **self._types_changed(change),
+        )  # fmt: skip
 
     def bytes_per_atom(self) -> int:
         return sum(part.bytes_per_atom() for part in self.parts)

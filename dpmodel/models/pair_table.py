@@ -5,6 +5,10 @@ E_i = 1/2 sum_j E_{t_i t_j}(r_ij),    0 from the end of the table, or from `rcut
 
 from __future__ import annotations
 
+from typing import Self
+
+import numpy as np
+
 from dpmodel.config import FrozenDict
 from dpmodel.fittings.base import Output
 from dpmodel.fittings.ener import ENERGY
@@ -12,6 +16,7 @@ from dpmodel.graph import Edges, Graph, NeighbourRequest
 from dpmodel.models.base import Model
 from dpmodel.op import Array, buffer
 from dpmodel.ops import array_namespace, as_dtype, safe_norm, segment_sum, take_rows
+from dpmodel.type_map import TypeChange
 
 __all__ = ["PairTable"]
 
@@ -52,6 +57,18 @@ class PairTable(Model):
     @property
     def message_passing(self) -> bool:
         return False
+
+    def with_types(self, change: TypeChange) -> Self:
+        change.none_added("a pair table", "it has no energies for them")
+        n = len(change.old)
+        pairs = [(a, b) for a in range(n) for b in range(a, n)]
+        kept = [source for source in change.sources if source is not None]
+        columns = [1 + pairs.index((min(a, b), max(a, b))) for k, a in enumerate(kept) for b in kept[k:]]
+        return self.replace(
+            coefficients=np.asarray(self.coefficients)[kept][:, kept], rows=np.asarray(self.rows)[:, [0, *columns]],
+            out_bias=change.rows(self.out_bias, 0.0), out_std=change.rows(self.out_std, 1.0),
+            preset_out_bias=change.by_output(self.preset_out_bias), **self._types_changed(change),
+        )  # fmt: skip
 
     def bytes_per_atom(self) -> int:
         return 200 * self.sel

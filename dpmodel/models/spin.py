@@ -7,6 +7,8 @@ contribute nothing themselves.
 
 from __future__ import annotations
 
+from typing import Self
+
 import numpy as np
 
 from dpmodel.fittings.base import Output
@@ -15,6 +17,7 @@ from dpmodel.models.base import Model
 from dpmodel.models.standard import StandardModel
 from dpmodel.op import Array, buffer, child
 from dpmodel.ops import as_dtype, take_rows
+from dpmodel.type_map import TypeChange
 
 __all__ = ["SpinModel"]
 
@@ -73,6 +76,17 @@ class SpinModel(Model):
     @property
     def default_charge_spin(self) -> tuple[float, float] | None:
         return self.backbone.default_charge_spin
+
+    def with_types(self, change: TypeChange) -> Self:
+        change.none_added("a model with spin", "its virtual atoms have types of their own")
+        n, own = len(change.old), self.backbone.type_map
+        virtual = tuple(own[n + change.old.index(name)] for name in change.new)
+        return self.replace(
+            backbone=self.backbone.with_type_map((*change.new, *virtual)),
+            use_spin=change.values(self.use_spin, False),
+            virtual_scale=change.rows(self.virtual_scale, 0.0),
+            **self._types_changed(change),
+        )
 
     def bytes_per_atom(self) -> int:
         return 2 * self.backbone.bytes_per_atom()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from dpmodel.models.base import Model
 from dpmodel.op import Array, buffer, child
 from dpmodel.ops import array_namespace, as_dtype
 from dpmodel.precision import global_dtype
+from dpmodel.type_map import TypeChange
 
 __all__ = ["StandardModel"]
 
@@ -84,6 +85,18 @@ class StandardModel(Model):
     @property
     def default_charge_spin(self) -> tuple[float, float] | None:
         return self.descriptor.default_charge_spin
+
+    def with_types(self, change: TypeChange) -> Self:
+        # A bias that all types share is that of the first row.
+        shared = not self.output().by_type
+        biases = {
+            name: np.repeat(np.asarray(array)[:1], len(change.new), axis=0) if shared else change.rows(array, fill)
+            for name, array, fill in (("out_bias", self.out_bias, 0.0), ("out_std", self.out_std, 1.0))
+        }
+        return self.replace(
+            descriptor=self.descriptor.with_types(change), fitting=self.fitting.with_types(change),
+            preset_out_bias=change.by_output(self.preset_out_bias), **biases, **self._types_changed(change),
+        )  # fmt: skip
 
     def bytes_per_atom(self) -> int:
         return self.descriptor.bytes_per_atom()

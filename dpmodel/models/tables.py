@@ -39,7 +39,7 @@ def read_pair_table(path: str | Path, type_map: tuple[str, ...], *, rcut: float,
     dtype = global_dtype()
     return PairTable(
         type_map=type_map, rmin=rmin, rmax=rmax, step=step, cutoff=rcut, sel=sel, rows=rows,
-        coefficients=_splines(rows, step, len(type_map)), out_bias=np.zeros((len(type_map), 1), dtype),
+        coefficients=_splines(rows, len(type_map)), out_bias=np.zeros((len(type_map), 1), dtype),
         out_std=np.ones((len(type_map), 1), dtype),
     )  # fmt: skip
 
@@ -91,7 +91,7 @@ def _continued(rows: np.ndarray, rcut: float) -> np.ndarray:
     return np.concatenate([rows, added[: end + 1]])
 
 
-def _splines(rows: np.ndarray, step: float, ntypes: int) -> np.ndarray:
+def _splines(rows: np.ndarray, ntypes: int) -> np.ndarray:
     """(ntypes, ntypes, intervals, 4): coefficients of the fraction of every interval."""
     values = rows[:, 1:]
     slope = _slopes(values)
