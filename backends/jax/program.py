@@ -18,10 +18,10 @@ from jax.interpreters import partial_eval
 from jax.sharding import Mesh, PartitionSpec
 
 from dpmodel.graph import Graph
-from dpmodel.models import predict
+from dpmodel.models import HessianRequest, predict
 from dpmodel.training.stepper import Loss
 
-from .bridge import jax_gradient
+from .bridge import jax_curvature, jax_gradient
 from .optimizer import Adam, State
 
 __all__ = ["AXIS", "Compiled", "Inputs", "Program", "clipped", "compiled"]
@@ -75,16 +75,19 @@ class Program:
 
     def evaluate(self, trained: Arrays, model: Any, inputs: Inputs) -> tuple[Any, dict[str, Any]]:
         """The loss and the metrics."""
-        outputs = self._outputs(model.with_state(trained, strict=False), inputs.graph)
+        label = inputs.labels.get("hessian")
+        request = None if label is None else HessianRequest.all_columns(label)
+        outputs = self._outputs(model.with_state(trained, strict=False), inputs.graph, request)
         return self.loss(outputs, inputs.labels, inputs.found, inputs.whole, inputs.lr)
 
-    def _outputs(self, model: Any, graph: Graph) -> dict[str, Any]:
+    def _outputs(self, model: Any, graph: Graph, hessian: HessianRequest | None) -> dict[str, Any]:
         """What the loss reads, for the stacked parts of a batch."""
-        derivatives = not {"force", "virial", "force_mag"}.isdisjoint(self.loss.outputs)
+        derivatives = not {"force", "virial", "force_mag", "hessian"}.isdisjoint(self.loss.outputs)
 
         def local(model: Any, graph: Graph) -> dict[str, Any]:
             own = jax.tree.map(lambda x: x[0], graph)
-            return predict(model, own, jax_gradient if derivatives else None)
+            gradient = jax_gradient if derivatives else None
+            return predict(model, own, gradient, curvature=jax_curvature, request=hessian)
 
         if len(self.devices) == 1:
             return local(model, graph)

@@ -12,10 +12,10 @@ import torch
 
 from dpmodel.errors import InputError
 from dpmodel.graph import Graph
-from dpmodel.models import Model, predict
+from dpmodel.models import HessianRequest, Model, predict
 from dpmodel.training.stepper import Loss, NonFiniteError, OptimizerState
 
-from .bridge import Overrides, from_torch, graph_to_torch, to_torch, torch_gradient
+from .bridge import Overrides, from_torch, graph_to_torch, to_torch, torch_curvature, torch_gradient
 from .memory import keep_freed_memory
 
 __all__ = ["TorchStepper"]
@@ -39,7 +39,9 @@ class TorchStepper:
         keep_freed_memory()
         self.device = device
         self.loss = loss
-        self.derivatives = not {"force", "virial", "force_mag"}.isdisjoint(loss.outputs)
+        self.derivatives = not {"force", "virial", "force_mag", "hessian"}.isdisjoint(loss.outputs)
+        if "hessian" in loss.outputs:
+            overrides = {}  # third derivatives, several at once: overrides may be written for fewer
         self.max_norm = gradient_max_norm if gradient_max_norm and gradient_max_norm > 0 else None
         self.module = to_torch(model, device=device, overrides=overrides)
         self._trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
@@ -74,10 +76,13 @@ class TorchStepper:
             outputs = self.module(graph_to_torch(graph, self.device))
         return {key: value.cpu().numpy() for key, value in outputs.items()}
 
-    def outputs(self, graph: Graph, *, create_graph: bool) -> dict[str, torch.Tensor]:
+    def outputs(
+        self, graph: Graph, *, create_graph: bool, hessian: HessianRequest | None = None
+    ) -> dict[str, torch.Tensor]:
         """What the loss reads, for a graph of tensors. create_graph: gradients of the parameters will be asked for."""
         gradient = functools.partial(torch_gradient, create_graph=create_graph) if self.derivatives else None
-        return predict(self.module, graph, gradient)
+        curvature = functools.partial(torch_curvature, create_graph=create_graph)
+        return predict(self.module, graph, gradient, curvature=curvature, request=hessian)
 
     def model(self) -> Model:
         """The model as it now is, with NumPy arrays."""
@@ -134,9 +139,15 @@ class TorchStepper:
         inputs = graph_to_torch(graph, self.device)
         targets = {key: torch.as_tensor(value, device=self.device) for key, value in labels.items()}
         with torch.set_grad_enabled(create_graph):
-            prediction = self.outputs(inputs, create_graph=create_graph)
+            prediction = self.outputs(inputs, create_graph=create_graph, hessian=self._hessian(labels, found))
             loss, metrics = self.loss(prediction, targets, found, inputs, lr)
         return loss, {key: value.detach() for key, value in metrics.items()}
+
+    def _hessian(self, labels: Mapping[str, np.ndarray], found: Mapping[str, float]) -> HessianRequest | None:
+        """Whether the batch needs a Hessian."""
+        if "hessian" not in self.loss.outputs or not found.get("hessian", 0.0):
+            return None
+        return HessianRequest.all_columns(labels["hessian"])
 
     def _check_and_clip(self, loss: torch.Tensor) -> None:
         """Scale gradients down to the largest allowed norm; refuse to go on with NaN or infinite ones.

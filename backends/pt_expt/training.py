@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from dpmodel.errors import InputError
 from dpmodel.graph import Graph
-from dpmodel.models import Model
+from dpmodel.models import HessianRequest, Model
 from dpmodel.training.stepper import Loss
 
 from ..pt.bridge import Overrides
@@ -34,6 +35,11 @@ class CompiledStepper(TorchStepper):
         overrides: Overrides,
         gradient_max_norm: float | None,
     ) -> None:
+        if "hessian" in loss.outputs:
+            raise InputError(
+                "loss: start_pref_h and limit_pref_h do not go with training.enable_compile, which has no third "
+                "derivatives; remove one or the other"
+            )
         super().__init__(
             model, loss, optimizer, device=device, overrides=overrides, gradient_max_norm=gradient_max_norm
         )
@@ -41,7 +47,9 @@ class CompiledStepper(TorchStepper):
         wanted = frozenset((model.output().reduced, *loss.outputs))
         self.compiled = CompiledStep(self.module, wanted, derivatives=self.derivatives)
 
-    def outputs(self, graph: Graph, *, create_graph: bool) -> dict[str, torch.Tensor]:
+    def outputs(
+        self, graph: Graph, *, create_graph: bool, hessian: HessianRequest | None = None
+    ) -> dict[str, torch.Tensor]:
         """See `TorchStepper.outputs`. Without `create_graph` the same code runs, and gradients are switched off."""
         with torch.set_grad_enabled(create_graph):
             return self.compiled(graph)

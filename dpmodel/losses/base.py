@@ -17,6 +17,7 @@ import numpy as np
 from dpmodel.config import Config
 from dpmodel.errors import InputError
 from dpmodel.graph import Graph
+from dpmodel.models.curvature import place_in_frame
 from dpmodel.op import Array, Op
 from dpmodel.ops import array_namespace, as_dtype, segment_sum, take_rows
 
@@ -43,6 +44,8 @@ class Label:
     """Numbers of the value that one number of the file stands for."""
     high_precision: bool = False
     """Read in float64, whatever the interface precision is."""
+    square: bool = False
+    """A matrix over the coordinates of a frame: labels[name] is (n, 3, 3 k), with k the atoms of the largest frame."""
 
 
 def plain_number(value: float | Array) -> float | Array:
@@ -108,6 +111,18 @@ class Means:
         """(n, *rest): 0 on atoms that do not count, with gradient 0 whatever stood there."""
         xp = array_namespace(x)
         return xp.where(xp.reshape(self.real_atom, (-1, *(1,) * (x.ndim - 1))), x, xp.zeros_like(x))
+
+    def mask_pairs(self, x: Array) -> Array:
+        """(n, 3, 3 k): 0 on rows of atoms that do not count, and on columns of those of the same frame."""
+        xp, k = array_namespace(x), x.shape[2] // 3
+        place = place_in_frame(self.frame, self.nframes)
+        real = self.real_atom & (place < k)
+        row = xp.where(real, self.frame * k + as_dtype(place, self.frame.dtype), xp.zeros_like(self.frame))
+        seen = segment_sum(as_dtype(real, x.dtype), row, self.nframes * k)
+        column = take_rows(xp.reshape(seen, (self.nframes, k)), self.frame) > 0  # (n, k)
+        kept = (self.real_atom[:, None] & column)[:, None, :, None]
+        pairs = xp.reshape(x, (x.shape[0], 3, k, 3))
+        return xp.reshape(xp.where(kept, pairs, xp.zeros_like(pairs)), x.shape)
 
     def mask_frames(self, x: Array) -> Array:
         """(f, k): 0 on frames that do not count, with gradient 0 whatever stood there."""

@@ -13,6 +13,7 @@ A term is active when its start or its limit prefactor is not zero. With residua
     ae       M_1[de_i^2]                        M_1[H(de_i)]            M_1[|de_i|]
     pf       M_3[w_i dF^2]                      not allowed             M_3[w_i |dF|]
     gf       <mean_j dQ_j^2>_f                  not allowed             as mse
+    h        <sum_ab dH_ab^2 / (3 N_f)^2>_f     not allowed             <sum_ab |dH_ab| / (3 N_f)^2>_f
 
 H(x) = x^2/2 up to |x| = delta, then delta (|x| - delta/2). dQ_j = sum over real atoms of (dr/dq_j) . dF.
 With `relative_f` = nu, dF_i is divided by (|F_i| + nu), F_i the label; the norms and dQ use the plain difference.
@@ -38,10 +39,13 @@ TERMS: dict[str, str] = {
     "ae": "atom_ener",
     "pf": "atom_pref",
     "gf": "drdq",
+    "h": "hessian",
 }
 """Terms by the suffix of their prefactors, and the label that each cannot do without."""
 
-_OUTPUTS = {"e": "energy", "f": "force", "v": "virial", "ae": "atom_energy", "pf": "force", "gf": "force"}
+_OUTPUTS = {
+    "e": "energy", "f": "force", "v": "virial", "ae": "atom_energy", "pf": "force", "gf": "force", "h": "hessian",
+}  # fmt: skip
 
 
 def pref(default: float, when: str, what: str, unit: str) -> Any:
@@ -102,13 +106,8 @@ class EnerLossConfig(LossConfig, key="ener", aliases=("ener_hess",)):
     def check(self) -> None:
         """Raise InputError for values out of range and for options that do not go together."""
         self.check_options()
-        if self.active("h"):
-            raise InputError(
-                "loss: start_pref_h and limit_pref_h must be 0: training on Hessians is not available yet. "
-                "Remove both to train on energies, forces and virials"
-            )
         if self.use_huber:
-            wrong = [f"start_pref_{term}" for term in ("pf", "gf") if self.active(term)]
+            wrong = [f"start_pref_{term}" for term in ("pf", "gf", "h") if self.active(term)]
             wrong += ["relative_f"] if self.relative_f is not None else []
             if wrong:
                 raise InputError(f"loss: use_huber does not go with {', '.join(wrong)}; remove one or the other")
@@ -192,6 +191,8 @@ def energy_labels(config: Any, active: set[str]) -> list[Label]:
         found.append(Label(name="atom_pref", shape=(3,), atomic=True, required=required, default=1.0, repeat=3))
     if "gf" in active:
         found.append(Label(name="drdq", shape=(3, config.numb_generalized_coord), atomic=True, required=True))
+    if "h" in active:
+        found.append(Label(name="hessian", shape=(3,), atomic=True, required=True, square=True))
     if "e" in active and config.enable_atom_ener_coeff:
         found.append(Label(name="atom_ener_coeff", shape=(1,), atomic=True, required=False, default=1.0))
     return found
@@ -277,6 +278,18 @@ class EnergyBatch(Batch):
         value = self.means.frames(residual * residual)
         return Term(value, {"rmse_gf": self.xp.sqrt(value)}, self.found("drdq") * self.found("force"))
 
+    def hessian(self) -> Term:
+        """Hessians; residuals (n, 3, 3 k). Pairs count where both atoms do."""
+        label, found, means = self.label("hessian"), self.found("hessian"), self.means
+        if label is None or (isinstance(found, float) and found == 0.0):
+            return self._absent("h")
+        residual = means.mask_pairs(self.output("hessian")[:, :, : label.shape[2]] - label)
+        mae = self.config.loss_func == "mae"
+        size = self.xp.abs(residual) if mae else residual * residual
+        total = means.atom_sum(self.xp.sum(size, axis=(1, 2))[:, None])
+        value = means.frames(total / (3.0 * means.natoms[:, None]) ** 2)
+        return Term(value, {"mae_h": value} if mae else {"rmse_h": self.xp.sqrt(value)}, found)
+
     def _extensive(self, term: str, residual: Array, delta: float, found: Any) -> Term:
         """What energy and virial share: residuals (f, k), counted per atom."""
         cfg, means = self.config, self.means
@@ -315,6 +328,7 @@ _COMPUTE: dict[str, Callable[[EnergyBatch], Term]] = {
     "ae": EnergyBatch.atomic_energy,
     "pf": EnergyBatch.weighted_force,
     "gf": EnergyBatch.generalised_force,
+    "h": EnergyBatch.hessian,
 }
 
 
