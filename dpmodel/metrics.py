@@ -24,6 +24,7 @@ from dpmodel.data.dataset import Dataset
 from dpmodel.data.labels import LabelRequest
 from dpmodel.data.system import Batch
 from dpmodel.errors import DataError, InputError
+from dpmodel.fittings.base import Output
 from dpmodel.graph import INPUTS
 from dpmodel.potential import Potential
 
@@ -272,7 +273,7 @@ def compare(potential: Potential, batch: Batch, system: str, *, atomic: bool) ->
     except InputError as problem:
         first, last = int(batch.frames[0]), int(batch.frames[-1])
         raise DataError(f"{system}, frames {first} to {last}: {problem}") from problem
-    sides = (_of_energies if energies else _of_others)(potential, batch, out)
+    sides = _of_energies(batch, out) if energies else _of_others(potential.model.output(), batch, out)
     return Comparison(system, *sides)
 
 
@@ -280,7 +281,7 @@ _Sides = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
 """Labels and predictions by quantity."""
 
 
-def _of_energies(potential: Potential, batch: Batch, out: Mapping[str, np.ndarray]) -> _Sides:
+def _of_energies(batch: Batch, out: Mapping[str, np.ndarray]) -> _Sides:
     real = batch.atype >= 0
     natoms = np.sum(real, axis=1)[:, None]
     has = {name for name, flag in batch.found.items() if flag > 0}
@@ -307,8 +308,8 @@ def _of_energies(potential: Potential, batch: Batch, out: Mapping[str, np.ndarra
     return label, prediction
 
 
-def _of_others(potential: Potential, batch: Batch, out: Mapping[str, np.ndarray]) -> _Sides:
-    output, real = potential.model.output(), batch.atype >= 0
+def _of_others(output: Output, batch: Batch, out: Mapping[str, np.ndarray]) -> _Sides:
+    real = batch.atype >= 0
     natoms = np.sum(real, axis=1)[:, None]
     label: dict[str, np.ndarray] = {}
     prediction: dict[str, np.ndarray] = {}

@@ -316,11 +316,6 @@ class Potential:
 
     @property
     def has_hessian(self) -> bool:
-        """Whether `evaluate` takes hessian=True."""
-        return self._model.output().name == "energy" and self.backend.has_gradients and "hessian" not in self._without
-
-    @property
-    def has_hessian(self) -> bool:
         """Whether `evaluate(..., hessian=True)` can be asked for."""
         energies = self._model.output().name == "energy"
         return energies and self.backend.has_gradients and "hessian" not in self._without
