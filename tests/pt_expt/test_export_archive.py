@@ -173,6 +173,18 @@ def test_missing_entries(whole: Path, loaded: list[Path], name: str) -> None:
     assert not loaded
 
 
+def test_a_file_that_may_not_be_read(whole: Path, loaded: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Permissions do not stop root: the error is made here."""
+
+    def denied(*_: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(whole))
+
+    monkeypatch.setattr(zipfile, "ZipFile", denied)
+    with pytest.raises(ModelFileError, match=r"model\.pt2 cannot be read: Permission denied. Expected an artefact"):
+        open_artefact(whole)
+    assert not loaded
+
+
 def test_every_truncation(whole: Path, loaded: list[Path]) -> None:
     data = whole.read_bytes()
     for size in {*range(0, len(data), max(1, len(data) // 60)), len(data) - 1, 1, 4}:

@@ -111,10 +111,18 @@ def test_compiled_training(data: dict[str, Any], caplog: pytest.LogCaptureFixtur
         np.testing.assert_allclose(value, whole.state[name], rtol=0, atol=1e-8, err_msg=name)
 
 
-def test_the_command(data: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    Path("input.json").write_text(json.dumps(changed(data, enable_compile=False, numb_steps=2)))
+def test_the_command(data: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Any] = []
+
+    def compiler(joint: Any) -> Any:
+        compiled.append(joint)
+        return aot_compile_joint_with_descriptors(joint)
+
+    monkeypatch.setattr(compilation, "compile_joint", compiler)
+    Path("input.json").write_text(json.dumps(changed(data, numb_steps=2)))
     assert main(["train", "input.json", "--backend", "pt_expt", "--skip-neighbor-stat"]) == 0
     assert capsys.readouterr().out.strip() == "model.ckpt-2.dp"
+    assert len(compiled) == 1
 
 
 @pytest.mark.parametrize("backend", [None, "pt"])

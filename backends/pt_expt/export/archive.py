@@ -52,11 +52,11 @@ def pack(code: Sequence[Path], extra: Mapping[str, bytes]) -> bytes:
 
 def read_entries(path: Path) -> tuple[bytes, bytes]:
     """(metadata, model file) of an archive all of whose entries were checked. Raises ModelFileError."""
-    if path.is_dir():
-        raise ModelFileError(f"{path} is a folder; expected an artefact of `dpmodel freeze`")
-    if not path.exists():
-        raise ModelFileError(f"{path}: there is no such file (in {path.parent.absolute()})")
     try:
+        if path.is_dir():
+            raise ModelFileError(f"{path} is a folder; expected an artefact of `dpmodel freeze`")
+        if not path.exists():
+            raise ModelFileError(f"{path}: there is no such file (in {path.parent.absolute()})")
         size = path.stat().st_size
         with zipfile.ZipFile(path) as archive:
             names = _check_entries(path, archive.infolist(), size)
@@ -65,6 +65,11 @@ def read_entries(path: Path) -> tuple[bytes, bytes]:
             if damaged is not None:
                 raise ModelFileError(f"{path}: the entry {damaged!r} is damaged; freeze the model anew")
             return archive.read(names[METADATA]), archive.read(names[MODEL])
+    except OSError as problem:
+        raise ModelFileError(
+            f"{path} cannot be read: {problem.strerror or problem}. Expected an artefact of `dpmodel freeze` that this user "
+            "may read"
+        ) from problem
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as problem:
         if isinstance(problem, ModelFileError):
             raise

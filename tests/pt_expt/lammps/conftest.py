@@ -130,7 +130,7 @@ class Lammps:
         try:
             text, _ = process.communicate(timeout=limit)
         except subprocess.TimeoutExpired as late:
-            text = str(late.output or "")
+            text = (late.output or b"").decode(errors="replace")  # bytes, whatever was asked for
             os.killpg(process.pid, signal.SIGKILL)
             with contextlib.suppress(subprocess.TimeoutExpired):  # what has left the group may still hold the pipe
                 text, _ = process.communicate(timeout=10)
