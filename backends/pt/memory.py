@@ -1,9 +1,9 @@
 """What the C library does with freed memory.
 
 An evaluation, and a training step, allocates and frees the same arrays again and again. glibc gives what is freed at
-the top of its heap, and every larger array, back to the system, which has to hand out and clear all pages anew: a tenth
-to a third of a training step of dpa3 on a CPU. With the limits below freed memory stays with the process and is used
-again. The largest amount that a process ever takes is the same.
+the top of its heap, and every larger array, back to the system, which has to hand out and clear all pages anew. With the
+limits below freed memory stays with the process and is used again. The largest amount that a process ever takes is about
+the same: two probes with and without them differed by 6 of 600 MiB and by 8 of 350.
 """
 
 from __future__ import annotations
