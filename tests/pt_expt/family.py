@@ -12,13 +12,13 @@ from dpmodel.models.build import build_model
 
 __all__ = ["KINDS", "SPINS", "small"]
 
-DPA3 = {
+DPA3: dict[str, Any] = {
     "type": "dpa3", "repflow": {
         "n_dim": 6, "e_dim": 5, "a_dim": 4, "nlayers": 2, "e_rcut": 4.0, "e_rcut_smth": 3.0, "e_sel": 90, "a_rcut": 3.0,
         "a_rcut_smth": 2.0, "a_sel": 30, "axis_neuron": 2, "smooth_edge_update": True,
     },
 }  # fmt: skip
-DPA2 = {
+DPA2: dict[str, Any] = {
     "type": "dpa2",
     "repinit": {"rcut": 4.0, "rcut_smth": 0.5, "nsel": 90, "neuron": [3, 6], "axis_neuron": 2, "tebd_dim": 4},
     "repformer": {
@@ -32,6 +32,13 @@ DPA1 = {
     "attn_layer": 1,
 }  # fmt: skip
 HYBRID = {"type": "hybrid", "list": [DPA2, DPA3]}
+FLAT = {
+    "type": "hybrid",
+    "list": [
+        {**DPA2, "repformer": {**DPA2["repformer"], "nlayers": 1}}, {**DPA3, "repflow": {**DPA3["repflow"], "nlayers": 1}},
+    ],
+}  # fmt: skip
+"""Of one layer each: sooner compiled."""
 PRECISE = {"precision": "float64"}
 
 
@@ -59,11 +66,16 @@ def _table() -> PairTable:
 
 def _spin(descriptor: dict[str, Any]) -> SpinModel:
     """Virtual atoms of H alone."""
-    if descriptor["type"] == "se_e2_a":
-        descriptor = {**descriptor, "sel": 2 * descriptor["sel"]}
     excluded = [[2, k] for k in range(4)]
+
+    def doubled(section: dict[str, Any]) -> dict[str, Any]:
+        if section["type"] == "hybrid":
+            return {**section, "list": [doubled(part) for part in section["list"]]}
+        sel = {"sel": 2 * section["sel"]} if section["type"] == "se_e2_a" else {}
+        return {**section, **sel, "exclude_types": excluded}
+
     backbone = _standard(
-        {**descriptor, "exclude_types": excluded}, ("O", "H", "O_spin", "H_spin"), atom_exclude_types=[2, 3],
+        doubled(descriptor), ("O", "H", "O_spin", "H_spin"), atom_exclude_types=[2, 3],
         pair_exclude_types=excluded,
     )  # fmt: skip
     return SpinModel(
@@ -72,7 +84,7 @@ def _spin(descriptor: dict[str, Any]) -> SpinModel:
 
 
 KINDS = (
-    "dpa1", "dpa2", "hybrid", "spin_se_a", "spin_dpa3", "spin_dpa2", "zbl", "linear", "dipole_dpa3", "dos", "property", "polar",
+    "dpa1", "dpa2", "hybrid", "spin_se_a", "spin_dpa3", "spin_dpa2", "spin_hybrid", "zbl", "linear", "dipole_dpa3", "dos", "property", "polar",
 )  # fmt: skip
 SPINS = frozenset(kind for kind in KINDS if kind.startswith("spin"))
 
@@ -80,7 +92,7 @@ SPINS = frozenset(kind for kind in KINDS if kind.startswith("spin"))
 def small(kind: str) -> Model:
     """The model of that name."""
     if kind in SPINS:
-        return _spin({"se_a": SE_A, "dpa3": DPA3, "dpa2": DPA2}[kind.removeprefix("spin_")])
+        return _spin({"se_a": SE_A, "dpa3": DPA3, "dpa2": DPA2, "hybrid": FLAT}[kind.removeprefix("spin_")])
     if kind == "zbl":
         parts = (_standard(DPA3), _table())
         return ZBLModel(**_whole(), parts=parts, sw_rmin=1.5, sw_rmax=2.8, smin_alpha=0.3)

@@ -1,0 +1,79 @@
+"""Descriptors that pass messages side by side, virtual atoms, models of models: one rank equals Python, two equal one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import dpmodel
+
+from ..family import SPINS, small
+from .conftest import CENTROID, MAGNETIC, NKTV2P, Atoms, cube
+from .test_numbers import CENTROID_ORDER, SYMMETRIC, assert_equal, symmetric, triclinic
+
+HBAR = 4.135667403e-3 / (2.0 * np.pi)
+"""eV ps, as LAMMPS has it in units metal."""
+nightly = pytest.mark.nightly
+OTHERS = ("dpa2", "hybrid", "spin_dpa3", "spin_dpa2", "spin_se_a", "zbl", "linear")
+KINDS = [pytest.param("spin_hybrid", "spin_hybrid"), *(pytest.param(kind, kind, marks=nightly) for kind in OTHERS)]
+
+
+def with_spins(atoms: Atoms) -> Atoms:
+    """Directions and lengths of all kinds, of O too, whose spins the models do not see."""
+    rng = np.random.default_rng(4)
+    return dataclasses.replace(atoms, spin=rng.normal(size=(len(atoms.coord), 3)))
+
+
+def for_kind(kind: str, atoms: Atoms) -> Atoms:
+    return with_spins(atoms) if kind in SPINS else atoms
+
+
+@pytest.fixture
+def model(request, artefact):
+    return artefact(request.param, small(request.param), atomic_virial=True)
+
+
+def force_mag(run, atoms, step=0):
+    """-dE/d(spin), eV per unit of spin."""
+    return run.columns(step, *MAGNETIC.split()) * HBAR / np.linalg.norm(atoms.spin, axis=1)[:, None]
+
+
+@pytest.mark.parametrize(("kind", "model"), KINDS, indirect=["model"])
+@pytest.mark.parametrize("cell", ["cube", "triclinic"])
+def test_one_rank_equals_evaluate(lammps, make_script, kind, model, cell):
+    atoms = for_kind(kind, cube() if cell == "cube" else triclinic())
+    run = lammps.good(make_script(atoms, model))
+    given = {"spin": atoms.spin} if kind in SPINS else {}
+    expected = dpmodel.load(model).evaluate(atoms.coord, atoms.kind, atoms.cell, atomic=True, **given)
+    assert np.abs(expected["force"]).max() > 1e-3
+    assert abs(run.energy() - expected["energy"].item()) <= 1e-10 * max(1.0, abs(run.energy()))
+    np.testing.assert_allclose(run.force(), expected["force"][0], rtol=0, atol=1e-10)
+    np.testing.assert_allclose(run.columns(0, "c_energy"), expected["atom_energy"][0], rtol=0, atol=1e-10)
+    virial = symmetric(expected["virial"].reshape(1, 9))[0]
+    np.testing.assert_allclose(run.virial(), virial[SYMMETRIC], rtol=0, atol=1e-10 * max(1.0, np.abs(virial).max()))
+    shares = expected["atom_virial"].reshape(-1, 9)
+    found = -run.columns(0, *CENTROID.split()) / NKTV2P
+    np.testing.assert_allclose(found, shares[:, CENTROID_ORDER], rtol=0, atol=1e-10)
+    if kind in SPINS:
+        assert np.abs(expected["force_mag"]).max() > 1e-4
+        np.testing.assert_allclose(force_mag(run, atoms), expected["force_mag"][0], rtol=0, atol=1e-10)
+        assert not force_mag(run, atoms)[atoms.kind == 0].any()
+
+
+@pytest.mark.parametrize(("kind", "model"), KINDS, indirect=["model"])
+@pytest.mark.parametrize("style", ["brick", "tiled"])
+def test_two_ranks_equal_one(lammps, make_script, kind, model, style):
+    """At once, and after five steps with a new neighbour list in each."""
+    atoms = for_kind(kind, cube())
+    tiled = {"before": "comm_style tiled", "ready": "balance 1.0 rcb"} if style == "tiled" else {}
+    text = make_script(atoms, model, after="run 5", **tiled)
+    one, two = lammps.good(text), lammps.good(text, ranks=2)
+    assert np.abs(one.force(5) - one.force(0)).max() > 1e-6
+    for step, factor in ((0, 1.0), (5, 10.0)):
+        assert_equal(two, one, step, factor=factor)
+        if kind in SPINS:
+            np.testing.assert_allclose(
+                force_mag(two, atoms, step), force_mag(one, atoms, step), rtol=0, atol=factor * 1e-10
+            )
