@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from dpmodel.errors import BackendError, InputError
 from dpmodel.files.atomic import atomic_write
 from dpmodel.files.model_file import ModelFile, write_model
 from dpmodel.graph import Graph
-from dpmodel.models import Model, builder_of, predict
+from dpmodel.models import Model, predict
+from dpmodel.models.sample import sample_graph
 
 from ...pt.bridge import Overrides, graph_to_torch, override_table, to_torch, torch_gradient
 from ..compile import use_own_cache
@@ -136,31 +136,10 @@ def _compare(run: Runner, metadata: dict[str, Any], graph: Graph, module: torch.
 
 def sample_graphs(model: Model) -> Iterator[Graph]:
     """Graphs (NumPy) to compare on: larger and smaller than the sample that was traced, with and without ghosts."""
-    yield _cluster(model, 2, 4)
-    yield with_ghosts(_cluster(model, 1, 27))
-    yield _cluster(model, 1, 1)
-    yield _cluster(model, 1, 0)
-
-
-def _cluster(model: Model, frames: int, atoms: int) -> Graph:
-    """Atoms near the points of a lattice, at the distances of a solid."""
-    rng = np.random.default_rng(atoms)
-    lattice = np.stack(np.meshgrid(*[np.arange(3)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)[:atoms]
-    spacing = min(2.0, 0.6 * min(request.rcut for request in model.requests()))
-    coord = spacing * (lattice + rng.uniform(0, 0.25, (frames, atoms, 3)))
-    atype = np.broadcast_to(np.arange(atoms) % model.ntypes, (frames, atoms))
-    extra: dict[str, Any] = {}
-    if model.dim_fparam:
-        extra["fparam"] = rng.normal(size=(frames, model.dim_fparam))
-    if model.dim_aparam:
-        extra["aparam"] = rng.normal(size=(frames, atoms, model.dim_aparam))
-    if model.takes_charge_spin:
-        extra["charge_spin"] = np.tile([1.0, 2.0], (frames, 1))
-    if model.spin_scales is not None:
-        extra["spin"] = rng.normal(size=(frames, atoms, 3))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a small `sel` is no matter here
-        return builder_of(model).build(coord, atype, None, **extra)
+    yield sample_graph(model, 2, 4)
+    yield with_ghosts(sample_graph(model, 1, 27))
+    yield sample_graph(model, 1, 1)
+    yield sample_graph(model, 1, 0)
 
 
 def with_ghosts(graph: Graph) -> Graph:
