@@ -1,0 +1,1 @@
+"""Bindings to other programs, one module each, each with an extra of its own; none is imported by the library."""
