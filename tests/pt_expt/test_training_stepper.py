@@ -10,16 +10,18 @@ import pytest
 from torch._dynamo.utils import counters
 
 from dpmodel.backend import get_trainer
-from dpmodel.backends.pt.bridge import graph_to_torch
+from dpmodel.backends.pt.bridge import graph_to_torch, to_torch
 from dpmodel.backends.pt.training import TorchStepper
+from dpmodel.backends.pt_expt import OVERRIDES
 from dpmodel.backends.pt_expt import compile as compilation
+from dpmodel.backends.pt_expt.compile import CompiledStep
 from dpmodel.backends.pt_expt.training import CompiledStepper
 from dpmodel.errors import BackendError
 from dpmodel.input.sections import AdamConfig
 from dpmodel.losses import EnerLossConfig, build_loss
 from dpmodel.models import Model
 
-from .steps import MODELS, assert_same, batch_of, eager, se_a
+from .steps import MODELS, SIZES, WANTED, assert_same, batch_of, eager, se_a
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PLAIN = se_a(types=("A",))
@@ -107,3 +109,16 @@ def test_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
     again = stepper_of(model, compile=True)
     assert_same(again.module, again.compiled(graph), eager(again.module, graph))
     assert counters["inductor"]["fxgraph_cache_hit"] - hits == 2  # forward and backward
+
+
+@pytest.mark.nightly
+def test_dpa3_by_inductor() -> None:
+    """At all sizes, one of them far from the sample's: what the compiler took for a fact about sizes would show."""
+    model = MODELS["dpa3"]()
+    module = to_torch(model, overrides=OVERRIDES)
+    step = CompiledStep(module, WANTED, derivatives=True)
+    for sizes in [*SIZES, (27,) * 40]:
+        graph = graph_to_torch(batch_of(model, sizes).graph)
+        assert_same(module, step(graph), eager(module, graph))
+    assert graph.frame.shape[0] > 1000
+    assert step.compilations() == 1
