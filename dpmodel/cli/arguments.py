@@ -21,6 +21,7 @@ MODULES: dict[str, str] = {
     "neighbor-stat": "dpmodel.cli.neighbour_stat",
     "model-devi": "dpmodel.cli.model_devi",
     "embed": "dpmodel.cli.embed",
+    "change-bias": "dpmodel.cli.change_bias",
     "plot": "dpmodel.cli.plot",
     "doc": "dpmodel.cli.doc",
     "doc-train-input": "dpmodel.cli.doc",
@@ -28,7 +29,6 @@ MODULES: dict[str, str] = {
 """The module that runs each command."""
 
 LATER: dict[str, str] = {
-    "change-bias": "train with --init-model on the new data instead",
     "eval-desc": "use `dpmodel embed`, which writes descriptors to an HDF5 file",
     "compress": "models run uncompressed here",
     "pretrained": "",
@@ -83,6 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_neighbour_stat(commands)
     _add_model_devi(commands)
     _add_embed(commands)
+    _add_change_bias(commands)
     _add_plot(commands)
     _add_doc(commands)
     for name, instead in LATER.items():
@@ -204,6 +205,10 @@ def _add_convert(commands: Any) -> None:
     parser.add_argument(
         "--head", "--model-branch", dest="head", metavar="NAME", help="the branch of a multi-task .pt file"
     )
+    parser.add_argument(
+        "--type-map", nargs="+", metavar="NAME",
+        help="the types of the target: those of the source in another order, fewer, or more (to be trained)",
+    )  # fmt: skip
     parser.add_argument("--atomic-virial", action="store_true", help=argparse.SUPPRESS)  # of exported models
 
 
@@ -276,6 +281,27 @@ def _add_embed(commands: Any) -> None:
     parser.add_argument(
         "--dtype", choices=("fp32", "fp64", "native"), default="fp32", help="precision of the file; default: fp32"
     )
+    parser.add_argument("--head", "--model-branch", dest="head", metavar="NAME", help=argparse.SUPPRESS)
+    _add_device(parser)
+
+
+def _add_change_bias(commands: Any) -> None:
+    parser = _add_command(commands, "change-bias", "Fit the output bias of a model to other data, or set it.")
+    parser.add_argument("model", metavar="MODEL", help="a model file or a checkpoint; it stays as it is")
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument("-s", "--system", nargs="+", metavar="FOLDER", help="data systems; default: .")
+    data.add_argument("-f", "--datafile", metavar="FILE", help="a text file with one system per line")
+    parser.add_argument(
+        "--bias-value", nargs="+", type=float, metavar="X", help="the bias itself, type by type, instead of data"
+    )
+    parser.add_argument(
+        "-n", "--numb-batch", type=int, default=0, metavar="N", help="batches per system; default: 0, all frames"
+    )
+    parser.add_argument(
+        "-m", "--mode", choices=("change", "set"), default="change",
+        help="change: add the fit of label minus prediction; set: take that of the labels alone; default: change",
+    )  # fmt: skip
+    parser.add_argument("-o", "--output", metavar="FILE", help="the new model; default: MODEL with _updated in its name")
     parser.add_argument("--head", "--model-branch", dest="head", metavar="NAME", help=argparse.SUPPRESS)
     _add_device(parser)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from dpmodel.statistics.options import check_finite, pairs
 from dpmodel.statistics.output_bias import Bias, atomic_bias, common_bias, frame_bias, merge_bias, type_counts
 from dpmodel.statistics.parameters import mean_and_inverse_deviation, parameter_items
 
-__all__ = ["bias_labels", "fit_statistics"]
+__all__ = ["bias_labels", "bias_of_labels", "fit_statistics", "preset_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -161,19 +162,29 @@ def _fit_parameters(fitting: Any, batches: Sequence[Batch], protect: float, cach
 def _fit_bias(model: Any, batches: Sequence[Batch], cache: StatCache | None) -> Bias:
     """(ntypes, dim) bias and deviation of the model's output."""
     output = model.output()
-    dim = int(np.prod(output.shape))
     options = _bias_options(model, output.name)
-    known = None if cache is None else cache.output_bias(output.name, dim=dim, options=options)
+    known = None if cache is None else cache.output_bias(output.name, dim=math.prod(output.shape), options=options)
     if known is not None:
         return known
+    bias = bias_of_labels(model, batches, preset_of(model, output.name))
+    if bias is None:
+        logger.warning("no system has labels of %r: the output bias stays as it is", output.name)
+        return np.asarray(model.out_bias), np.asarray(model.out_std)
+    if cache is not None:
+        cache.store_output_bias({output.name: bias}, options)
+    return bias
+
+
+def bias_of_labels(model: Any, batches: Sequence[Batch], preset: Sequence[Any] | None) -> Bias | None:
+    """Bias and deviation (ntypes, dim) that the labels ask for, those of `preset` kept; None without any label."""
+    output = model.output()
+    dim = math.prod(output.shape)
     framed = [b for b in batches if b.found.get(output.name, 0.0) > 0]
     name = next(name for name, of_atoms in bias_labels(output).items() if of_atoms)
     atomic = [b for b in batches if b.found.get(name, 0.0) > 0]
     if not framed and not atomic:
-        logger.warning("no system has labels of %r: the output bias stays as it is", output.name)
-        return np.asarray(model.out_bias), np.asarray(model.out_std)
+        return None
     by_frame = by_atom = None
-    preset = _preset(model, output.name)
     if framed:
         counts = np.concatenate([_counts(b, model.ntypes) for b in framed])
         values = np.concatenate([b.labels[output.name].reshape(b.nframes, dim) for b in framed])
@@ -190,15 +201,13 @@ def _fit_bias(model: Any, batches: Sequence[Batch], cache: StatCache | None) -> 
     for t, value in enumerate((preset or ()) if output.by_type else ()):
         if value is not None:  # labels of atoms do not change what the input fixes
             bias[0][t] = value
-    if cache is not None:
-        cache.store_output_bias({output.name: bias}, options)
     return bias
 
 
 def _bias_options(model: Any, name: str) -> dict[str, Any]:
     """What the bias depends on besides the labels."""
     given = model.preset_out_bias is not None and name in model.preset_out_bias
-    preset = [] if (values := _preset(model, name)) is None or all(v is None for v in values) else list(values)
+    preset = [] if (values := preset_of(model, name)) is None or all(v is None for v in values) else list(values)
     common = {} if model.output().by_type else {"one_for_all_types": True}
     return {
         **common,
@@ -212,7 +221,7 @@ def _counts(batch: Batch, ntypes: int) -> np.ndarray:
     return type_counts(batch.atype.reshape(-1), frame, batch.nframes, ntypes)
 
 
-def _preset(model: Any, name: str) -> Sequence[Any] | None:
+def preset_of(model: Any, name: str) -> Sequence[Any] | None:
     """Biases that the input fixes: preset_out_bias, else the numbers of atom_ener."""
     if model.preset_out_bias is not None and name in model.preset_out_bias:
         preset: Sequence[Any] = model.preset_out_bias[name]

@@ -48,6 +48,8 @@ def _read_fitting_state(node: Node, config: type[Config], dim_out: int, **more: 
     refuse(node, "spin", "spin inside the fitting net belongs to version 1 of the format; use a spin model")
     refuse(node, "layer_name", "sharing layers by name is not supported")
     extra: dict[str, Any] = {"layer_name": None, "trainable": _flags(node), **more}
+    if "sel_type" in config.options():  # of inputs alone
+        extra["sel_type"] = None
     if "atom_ener" in config.options():
         extra["atom_ener"] = _atom_ener(node)
     cfg = build_config(node, config, **extra)
@@ -106,7 +108,7 @@ def _write_fitting(
 ) -> dict[str, Any]:
     """extra: keys of this kind. left_out: options of the section that are not stored."""
     cfg = op.config
-    skip = ("seed", "trainable", "atom_ener", "default_fparam", *left_out)
+    skip = ("seed", "trainable", "atom_ener", "default_fparam", "sel_type", *left_out)
     shared = {name: thaw(getattr(cfg, name)) for name in cfg.options() if name not in skip}
     n_extra = cfg.numb_fparam + (0 if cfg.use_aparam_as_mask else cfg.numb_aparam) + cfg.dim_case_embd
     return {
@@ -175,7 +177,7 @@ def _read_dipole(node: Node) -> DipoleFitting:
 
 def _write_dipole(op: DipoleFitting, type_map: tuple[str, ...]) -> dict[str, Any]:
     extra = {"embedding_width": op.dim_core, "r_differentiable": True, "c_differentiable": True}
-    return _write_fitting(op, type_map, "dipole", 4, extra)
+    return _write_fitting(op, type_map, "dipole", 4, extra, ("sel_type",))
 
 
 def _read_polar(node: Node) -> PolarFitting:
@@ -198,7 +200,8 @@ def _read_polar(node: Node) -> PolarFitting:
 
 def _write_polar(op: PolarFitting, type_map: tuple[str, ...]) -> dict[str, Any]:
     width = op.dim_core if op.config.fit_diag else math.isqrt(op.dim_core)
-    tree = _write_fitting(op, type_map, "polar", 5, {"embedding_width": width}, ("scale",))
+    tree = _write_fitting(op, type_map, "polar", 5, {"embedding_width": width}, ("scale", "sel_type"))
+    tree["var_name"] = "polar"  # not the name of the label
     tree["@variables"] |= {"scale": op.scale, "constant_matrix": np.zeros(op.ntypes, global_dtype())}
     return tree
 

@@ -1,0 +1,53 @@
+"""`dpmodel change-bias`: fit a model's output bias to other data, or set it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from dpmodel.cli.systems import systems_of
+from dpmodel.errors import InputError
+from dpmodel.files.model_file import write_model
+from dpmodel.potential import load
+from dpmodel.statistics.change import changed_bias, with_bias
+
+__all__ = ["run"]
+
+log = logging.getLogger(__name__)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the model with the new bias, whole or not at all; the old file stays."""
+    source = Path(args.model)
+    target = source.with_name(f"{source.stem}_updated{source.suffix}") if args.output is None else Path(args.output)
+    if target.resolve() == source.resolve():
+        raise InputError(f"--output: {target} is the model itself; choose another name")
+    potential = load(args.model, args.backend, head=args.head, device=args.device)
+    log.info("%s: %r", args.model, potential)
+    if args.bias_value is not None:
+        if args.system is not None or args.datafile is not None:
+            raise InputError("--bias-value: excludes --system and --datafile; give values or data")
+        size = int(np.prod(potential.model.output().shape))
+        values = np.asarray(args.bias_value)
+        if values.size != potential.model.ntypes * size:
+            raise InputError(
+                f"--bias-value: expected {potential.model.ntypes * size} numbers, for the types {potential.type_map} in "
+                f"order, got {values.size}"
+            )
+        model = with_bias(potential.model, values.reshape(-1, size))
+    else:
+        systems = systems_of(args.system, args.datafile)
+        model = changed_bias(potential, systems, mode=args.mode, nbatch=args.numb_batch)
+    old, new = (np.asarray(getattr(part, "backbone", part).out_bias) for part in (potential.model, model))
+    for name, before, after in zip(potential.type_map, old, new, strict=False):
+        log.info("bias of %s: %s (was %s)", name, _shown(after), _shown(before))
+    write_model(target, dataclasses.replace(potential.file, model=model))
+    log.info("%s", target)
+
+
+def _shown(values: np.ndarray) -> str:
+    return " ".join(f"{value:.8g}" for value in values)
