@@ -104,6 +104,16 @@ def test_atomic_energies_need_no_atomic_virials(dpa3_float32_pt2: Path, tmp_path
     assert report.total["atom_energy"].mae < 1e-4
 
 
+def test_nothing_is_left_behind(se_a_pt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch unpacks goes when it is loaded: a process that is killed cleans nothing up."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    (tmp_path / "other").touch()
+    pots = [dpmodel.load(se_a_pt2) for _ in range(2)]
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    first, second = (pot.evaluate(np.zeros((1, 3)), [0])["energy"] for pot in pots)
+    assert np.isfinite(first).all() and np.array_equal(first, second)
+
+
 def test_ase(dpa3_pt2: Path) -> None:
     results = []
     for file in (dpa3_pt2, dpa3_pt2.with_suffix(".dp")):

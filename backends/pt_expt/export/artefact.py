@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,16 +107,44 @@ def hash_of(image: bytes) -> str:
     return hashlib.sha256(image).hexdigest()
 
 
+_LOADING = threading.Lock()
+
+
 def load_code(path: Path) -> Runner:
     """The compiled function of a checked archive."""
-    try:
-        # As C++ does it. `aoti_load_package` would read all else in the archive first, pickles included.
-        loader = _aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
-    except RuntimeError as problem:
-        raise ModelFileError(
-            f"{path}: torch cannot load the compiled code ({str(problem).splitlines()[0]}); freeze the model anew"
-        ) from problem
+    with _LOADING:
+        before = _unpacked()
+        try:
+            # As C++ does it. `aoti_load_package` would read all else in the archive first, pickles included.
+            loader = _aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
+        except RuntimeError as problem:
+            raise ModelFileError(
+                f"{path}: torch cannot load the compiled code ({str(problem).splitlines()[0]}); freeze the model anew"
+            ) from problem
+        for library in _unpacked() - before:
+            _remove_unpacked(library)
     return lambda inputs: loader.boxed_run(list(inputs))
+
+
+def _unpacked() -> set[Path]:
+    """Loaded libraries that torch has unpacked from artefacts; none where the system does not list what is loaded."""
+    try:
+        lines = Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return set()
+    return {Path(line[line.index("/") :]) for line in lines if "/data/aotinductor/model/" in line}
+
+
+def _remove_unpacked(library: Path) -> None:
+    """Remove what torch has unpacked for a library that is loaded: it stays in memory.
+
+    torch does so when the model is destroyed, which a process that is killed never does. Of the folders above only
+    those go that are empty.
+    """
+    shutil.rmtree(library.parent, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        for folder in tuple(library.parents)[1:5]:
+            folder.rmdir()
 
 
 def run_program(run: Runner, metadata: dict[str, Any], graph: Graph) -> dict[str, torch.Tensor]:
@@ -132,16 +163,22 @@ def run_program(run: Runner, metadata: dict[str, Any], graph: Graph) -> dict[str
     check(inputs)
     leaves = sized(inputs)
     _check_inputs(leaves, metadata["inputs"])
+    _check_exchanges(graph)
     results = run([_packed(leaf.array) for leaf in leaves])
-    failure = None if graph.comm is None else failure_of(graph.comm.handle)
-    if failure is not None:
-        raise BackendError(f"a ghost exchange failed, so the results are worth nothing: {failure}")
+    _check_exchanges(graph)
     outputs = {each["name"]: value for each, value in zip(metadata["outputs"], results, strict=True)}
     if owner is not None:
         rows = torch.as_tensor(owner)
         for key in outputs.keys() & NODE_KEYS:
             outputs[key] = fold(outputs[key], inputs, lambda value: segment_sum(value, rows, n))
     return outputs
+
+
+def _check_exchanges(graph: Graph) -> None:
+    """Before a run the handle may be that of a provider that is gone; after it, torch may have ignored a failure."""
+    failure = None if graph.comm is None else failure_of(graph.comm.handle)
+    if failure is not None:
+        raise BackendError(f"a ghost exchange failed, so the results are worth nothing: {failure}")
 
 
 def _packed(x: torch.Tensor) -> torch.Tensor:
