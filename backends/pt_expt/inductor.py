@@ -62,7 +62,9 @@ _ONE_AT_A_TIME = threading.RLock()
 
 @contextlib.contextmanager
 def for_any_size(shape_env: Any, *, oblivious: bool = True) -> Iterator[None]:
-    """Compile in here, one thread at a time. Raises BackendError where the compiler has taken something about the sizes for a fact.
+    """Compile in here, one thread at a time. Raises BackendError where the compiler has narrowed the range of a size.
+
+    Without guards, what it answers by the sample's sizes alone leaves no trace here: tests compare at other sizes.
 
     oblivious: whether it may not look at the sample's sizes at all.
     """
