@@ -13,7 +13,7 @@ from dpmodel.cli.systems import systems_of
 from dpmodel.errors import InputError
 from dpmodel.files.model_file import write_model
 from dpmodel.potential import load
-from dpmodel.statistics.change import changed_bias, with_bias
+from dpmodel.statistics.change import bias_of, changed_bias, with_bias
 
 __all__ = ["run"]
 
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         systems = systems_of(args.system, args.datafile)
         model = changed_bias(potential, systems, mode=args.mode, nbatch=args.numb_batch)
-    old, new = (np.asarray(getattr(part, "backbone", part).out_bias) for part in (potential.model, model))
+    old, new = map(bias_of, (potential.model, model))
     for name, before, after in zip(potential.type_map, old, new, strict=False):
         log.info("bias of %s: %s (was %s)", name, _shown(after), _shown(before))
     write_model(target, dataclasses.replace(potential.file, model=model))

@@ -185,11 +185,11 @@ class Batch:
     def __init__(
         self,
         config: Any,
+        like: str,
         prediction: Mapping[str, Array],
         labels: Mapping[str, Array],
         found: Mapping[str, float | Array],
         graph: Graph,
-        like: str,
     ) -> None:
         self.config, self.prediction, self.labels, self.present = config, prediction, labels, found
         first = self._raw(like)
@@ -297,7 +297,8 @@ class TermLoss:
         Raises InputError where the prediction lacks an output that an active term needs.
         """
         batch = self.batch(prediction, labels, found, graph)
-        total, metrics, lr = batch.zero, {}, plain_number(lr)
+        total, lr = batch.zero, plain_number(lr)
+        metrics: dict[str, Array] = {}
         for name in self.terms:
             term = self.compute(name, batch)
             start, limit = self.config.prefactors(name)

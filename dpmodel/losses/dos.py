@@ -75,7 +75,7 @@ class DOSLoss(TermLoss):
         )
 
     def batch(self, *given: Any) -> Batch:
-        return Batch(self.config, *given, like="dos")
+        return Batch(self.config, "dos", *given)
 
     def compute(self, term: str, batch: Batch) -> Term:
         """Residuals (f, size) or (n, size); those of frames are shown per atom of a mean frame."""

@@ -169,7 +169,7 @@ class EnerLoss(TermLoss):
         return tuple(energy_labels(self.config, set(self.terms)))
 
     def batch(self, *given: Any) -> EnergyBatch:
-        return EnergyBatch(self.config, *given, like="energy")
+        return EnergyBatch(self.config, "energy", *given)
 
     def compute(self, term: str, batch: EnergyBatch) -> Term:
         return _COMPUTE[term](batch)

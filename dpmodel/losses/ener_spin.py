@@ -91,7 +91,7 @@ class EnerSpinLoss(TermLoss):
         return tuple(found)
 
     def batch(self, *given: Any) -> SpinBatch:
-        return SpinBatch(self.config, *given, like="energy")
+        return SpinBatch(self.config, "energy", *given)
 
     def compute(self, term: str, batch: SpinBatch) -> Term:
         return _COMPUTE[term](batch)

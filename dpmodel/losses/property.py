@@ -86,7 +86,7 @@ class PropertyLoss(TermLoss):
         return (Label(name=self.output.name, shape=self.output.shape, atomic=False, required=True),)
 
     def batch(self, *given: Any) -> Batch:
-        return Batch(self.config, *given, like=self.output.reduced)
+        return Batch(self.config, self.output.reduced, *given)
 
     def compute(self, term: str, batch: Batch) -> Term:
         """Residuals (f, components)."""

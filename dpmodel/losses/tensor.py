@@ -72,7 +72,7 @@ class TensorLoss(TermLoss):
         return tuple(found)
 
     def batch(self, *given: Any) -> Batch:
-        return Batch(self.config, *given, like=self.output.reduced)
+        return Batch(self.config, self.output.reduced, *given)
 
     def compute(self, term: str, batch: Batch) -> Term:
         """Residuals (n, k) or (f, k); those of frames are shown per atom of a mean frame."""

@@ -281,7 +281,7 @@ class LinearConfig(ModelSection, key="linear_ener"):
         return tuple(found)
 
     def with_capacities(self, values: Sequence[tuple[int, ...]]) -> LinearConfig:
-        rest, parts = iter(values), []
+        rest, parts = iter(values), list[Config]()
         for part in self.models:
             if isinstance(part, ModelConfig):
                 parts.append(part.with_capacities([next(rest) for _ in part.capacities()]))

@@ -25,7 +25,7 @@ from dpmodel.potential import Potential
 from dpmodel.precision import global_dtype
 from dpmodel.statistics.fit import bias_labels, bias_of_labels, preset_of
 
-__all__ = ["MODES", "changed_bias", "with_bias"]
+__all__ = ["MODES", "bias_of", "changed_bias", "with_bias"]
 
 MODES = ("change", "set")
 
@@ -76,6 +76,12 @@ def changed_bias(
     # The deviation scales the outputs of properties: it changes only together with the bias that it was found with.
     deviation = found[1] if mode == "set" else np.asarray(target.out_std)
     return with_bias(model, bias, deviation)
+
+
+def bias_of(model: Model) -> np.ndarray:
+    """(types, size): the output bias; of models with spin, that of the virtual types follows."""
+    target: Any = model.backbone if isinstance(model, SpinModel) else model
+    return np.asarray(target.out_bias)
 
 
 def with_bias(model: Model, bias: np.ndarray, deviation: np.ndarray | None = None) -> Model:
