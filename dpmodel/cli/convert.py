@@ -49,7 +49,8 @@ def run(args: argparse.Namespace) -> None:
     source, target = Path(args.source), Path(args.target)
     _check(source, READABLE, SOURCES, "read")
     _check(target, WRITABLE, TARGETS, "written")
-    write_model(target, read_model(source, args.head))
+    file = read_model(source, args.head)
+    write_model(target, file if args.type_map is None else file.with_type_map(args.type_map))
     print(f"{source} -> {target}")
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from dpmodel.config import Config
 from dpmodel.graph import Graph, NeighbourRequest, Record, axes
 from dpmodel.nn.mlp import Seed
 from dpmodel.op import Array, Op
+from dpmodel.type_map import TypeChange
 
 if TYPE_CHECKING:
     from dpmodel.statistics.cache import StatCache
@@ -142,6 +143,10 @@ class Descriptor(Op):
         deviation.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define with_statistics()")
+
+    def with_types(self, change: TypeChange) -> Self:
+        """A copy for other types. Raises InputError for types that it cannot have."""
+        raise NotImplementedError(f"{type(self).__name__} does not define with_types()")
 
     def call(self, graph: Graph, *, rotation: bool = True) -> Features:
         """Features of the owned atoms. rotation False: `Features.rotation` is not needed and may be None."""

@@ -9,7 +9,7 @@ With R_ij the normalised environment row, x_ij its radial entry, t the embedding
     D_i[a, b] = sum_c omega_c G_i[a, c] G_i[b, c]           a < M, b < axis_neuron; omega_c = 1 for the first four
 
 over all nnei slots. An excluded neighbour has R = 0 and counts as an empty slot for the attention. An empty slot has
-R = -davg/dstd and the type 0; what becomes of it depends on the centre's type alone and is added in closed form.
+R = -davg/dstd and the type 0 (`empty_type`); what becomes of it depends on the centre's type alone and is added in closed form.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dpmodel.config import at_least, option, positive
 from dpmodel.descriptors.base import Features
 from dpmodel.descriptors.harmonics import harmonics
 from dpmodel.descriptors.mixed import MixedConfig, MixedDescriptor
+from dpmodel.errors import InputError
 from dpmodel.graph import Graph, Slots
 from dpmodel.nn import child_seed, joint_net, pair_table
 from dpmodel.nn.attention import NeighbourAttention, make_neighbour_attention
@@ -29,6 +30,7 @@ from dpmodel.nn.mlp import Seed
 from dpmodel.op import Array, child, param
 from dpmodel.ops import array_namespace, as_dtype, device_of, safe_norm, take_rows, zeros
 from dpmodel.precision import dtype_name
+from dpmodel.type_map import TypeChange
 
 __all__ = ["DPA1", "DPA1Config", "SeAttenV2Config"]
 
@@ -129,6 +131,8 @@ class DPA1(MixedDescriptor):
     attention: tuple[NeighbourAttention, ...] = child(default=())
     degree_gain: Array | None = param(default=None)
     """(lmax - 1,): the root of the weight of every degree from 2 on."""
+    empty_type: int = 0
+    """The type that neighbours in empty slots count as; 0 unless types have changed their order."""
     trainable: bool = True  # type: ignore[misc]  # a field of this class, a constant of the others
 
     @property
@@ -204,13 +208,28 @@ class DPA1(MixedDescriptor):
         """(n, M, columns): the empty slots, in closed form."""
         xp, empty = array_namespace(table), self._empty_rows()
         own = xp.arange(self.ntypes, dtype=centre.dtype, device=device_of(centre))
-        g = self._embed(empty[:, :1], xp.zeros_like(own), own, xp.zeros_like(empty[:, :1]), table)
+        g = self._embed(empty[:, :1], xp.full_like(own, self.empty_type), own, xp.zeros_like(empty[:, :1]), table)
         for layer in self.attention:
             g = layer.alone(g)
         if self.degree_gain is not None:
             empty = xp.concat([empty, zeros((self.ntypes, (self.config.lmax + 1) ** 2 - 4), empty)], axis=-1)
         per_type = g[:, :, None] * empty[:, None, :]
         return self._empty_slots(0, slots)[:, None, None] * take_rows(per_type, centre)
+
+    def _nets_of_types(self, change: TypeChange) -> dict[str, Any]:
+        return {**super()._nets_of_types(change), "empty_type": self._empty_type(change)}
+
+    def _empty_type(self, change: TypeChange) -> int:
+        """The type of empty slots, where it means anything: they hold nothing but a mean."""
+        if not np.any(np.asarray(self.davg)) or (self.config.strips and self.config.smooth()):
+            return 0
+        name = change.old[self.empty_type]
+        if name not in change.new:
+            raise InputError(
+                f"type_map: empty slots of this descriptor count as {name}, as its environment matrix has a mean "
+                f"(set_davg_zero is false): keep {name} in the type_map, got {list(change.new)}"
+            )
+        return change.new.index(name)
 
     def _higher(self, graph: Graph, switch: Array, centre: Array) -> Array:
         """(e, columns): the degrees from 2 on of every edge."""

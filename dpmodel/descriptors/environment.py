@@ -17,6 +17,7 @@ from dpmodel.op import Array, buffer
 from dpmodel.ops import array_namespace, as_dtype, take_rows
 from dpmodel.precision import dtype_name
 from dpmodel.statistics.environment import environment_items, environment_key, environment_mean_and_deviation
+from dpmodel.type_map import TypeChange
 
 if TYPE_CHECKING:
     from dpmodel.statistics.cache import StatCache
@@ -142,6 +143,21 @@ class EnvironmentDescriptor(Descriptor):
         dtype = self.davg.dtype
         davg = self.davg if cfg.set_davg_zero else davg.astype(dtype)
         return self.replace(davg=davg, dstd=dstd.astype(dtype))
+
+    def with_types(self, change: TypeChange) -> Self:
+        cfg = self.config
+        if cfg.typed:
+            change.only_order(
+                cfg.key, "it has nets of their own for them, and the slots of every type count in its sums"
+            )
+        return self.replace(
+            config=change.section(cfg), ntypes=len(change.new), davg=change.rows(self.davg, 0.0),
+            dstd=change.rows(self.dstd, 1.0), **self._nets_of_types(change),
+        )  # fmt: skip
+
+    def _nets_of_types(self, change: TypeChange) -> dict[str, Any]:
+        """The nets that belong to types, changed."""
+        return {}
 
     def _centre_types(self, graph: Graph) -> Array:
         """(n,): types of the owned atoms; 0 for virtual ones, which models mask."""

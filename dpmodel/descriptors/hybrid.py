@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from dpmodel.config import Config, sections
 from dpmodel.descriptors.base import Capacity, Descriptor, DescriptorConfig, Features
@@ -15,6 +15,7 @@ from dpmodel.nn import child_seed
 from dpmodel.nn.mlp import Seed
 from dpmodel.op import child
 from dpmodel.ops import array_namespace, as_dtype
+from dpmodel.type_map import TypeChange
 
 if TYPE_CHECKING:
     from dpmodel.statistics.cache import StatCache
@@ -117,6 +118,11 @@ class Hybrid(Descriptor):
 
         parts = [part.with_statistics(of(k), protect=protect) for k, part in enumerate(self.parts)]
         return self.replace(parts=tuple(parts))
+
+    def with_types(self, change: TypeChange) -> Self:
+        parts = tuple(part.with_types(change) for part in self.parts)
+        config = self.config.replace(list=tuple(part.config for part in parts))
+        return self.replace(config=config, ntypes=len(change.new), parts=parts)
 
     def call(self, graph: Graph, *, rotation: bool = True) -> Features:
         """Features of the owned atoms: node (n, dim_out), rotation (n, dim_emb, 3), in the widest precision of the parts."""

@@ -12,6 +12,7 @@ from dpmodel.nn.mlp import Seed
 from dpmodel.op import Array, child
 from dpmodel.ops import array_namespace, take_rows
 from dpmodel.precision import dtype_name
+from dpmodel.type_map import TypeChange
 
 __all__ = ["MixedConfig", "MixedDescriptor"]
 
@@ -55,6 +56,10 @@ class MixedDescriptor(EnvironmentDescriptor):
     """Of the distance (or angle), and of types in the mode concat."""
     type_net: MLP | None = child(default=None)
     """Of types, in the mode strip."""
+
+    def _nets_of_types(self, change: TypeChange) -> dict[str, Any]:
+        own = self.type_embedding
+        return {} if own is None else {"type_embedding": own.with_types(change)}
 
     def _neighbour_types(self, graph: Graph, slots: Slots) -> Array:
         """(n, w): types of the neighbours; 0 in empty slots."""

@@ -11,6 +11,8 @@ type alone: those slots are added in closed form, so only slots that hold neighb
 
 from __future__ import annotations
 
+from typing import Any
+
 from dpmodel.config import option, positive
 from dpmodel.descriptors.base import Features
 from dpmodel.descriptors.environment import EnvironmentDescriptor, TypedConfig
@@ -19,6 +21,7 @@ from dpmodel.nn import MLP, child_seed
 from dpmodel.nn.mlp import Seed
 from dpmodel.op import Array, child
 from dpmodel.ops import array_namespace, take_rows, zeros
+from dpmodel.type_map import TypeChange
 
 __all__ = ["SeA", "SeAConfig"]
 
@@ -66,6 +69,9 @@ class SeA(EnvironmentDescriptor):
     @property
     def dim_emb(self) -> int:
         return self.config.neuron[-1]
+
+    def _nets_of_types(self, change: TypeChange) -> dict[str, Any]:
+        return {"networks": change.networks(self.networks, 1 if self.config.type_one_side else 2)}
 
     def call(self, graph: Graph, *, rotation: bool = True) -> Features:
         """Features of the owned atoms: node (n, M * axis_neuron) with M the slow index, rotation (n, M, 3)."""

@@ -10,7 +10,7 @@ as nets have biases. Empty slots are added in closed form.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from dpmodel.config import option
 from dpmodel.descriptors.base import Features
@@ -20,6 +20,7 @@ from dpmodel.nn import MLP, child_seed
 from dpmodel.nn.mlp import Seed
 from dpmodel.op import child
 from dpmodel.ops import array_namespace, take_rows, zeros
+from dpmodel.type_map import TypeChange
 
 __all__ = ["SeR", "SeRConfig"]
 
@@ -58,6 +59,9 @@ class SeR(EnvironmentDescriptor):
 
     def bytes_per_atom(self) -> int:
         return 5 * sum(self.config.neuron) * self.nnei * self.davg.dtype.itemsize
+
+    def _nets_of_types(self, change: TypeChange) -> dict[str, Any]:
+        return {"networks": change.networks(self.networks, 1 if self.config.type_one_side else 2)}
 
     def call(self, graph: Graph, *, rotation: bool = True) -> Features:
         """Features of the owned atoms: node (n, M). There are no vectors."""

@@ -10,7 +10,7 @@ v = 0 and contribute nothing.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from dpmodel.descriptors.base import Features
 from dpmodel.descriptors.environment import EnvironmentDescriptor, TypedConfig, excluded
@@ -19,6 +19,7 @@ from dpmodel.nn import MLP, child_seed
 from dpmodel.nn.mlp import Seed
 from dpmodel.op import Array, child
 from dpmodel.ops import array_namespace, take_rows, zeros
+from dpmodel.type_map import TypeChange
 
 __all__ = ["SeT", "SeTConfig"]
 
@@ -50,6 +51,9 @@ class SeT(EnvironmentDescriptor):
 
     def bytes_per_atom(self) -> int:
         return 3 * sum(self.config.neuron) * self.nnei**2 * self.davg.dtype.itemsize
+
+    def _nets_of_types(self, change: TypeChange) -> dict[str, Any]:
+        return {"networks": change.networks(self.networks, 2, ordered=False)}
 
     def call(self, graph: Graph, *, rotation: bool = True) -> Features:
         """Features of the owned atoms: node (n, M). There are no vectors."""

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dpmodel.backend import get_reader
+from dpmodel.config import thaw
 from dpmodel.errors import InputError, ModelFileError
 from dpmodel.files.codecs import read_model_tree, write_model_tree
 from dpmodel.files.container import read_tree, write_tree
 from dpmodel.files.nodes import Node
-from dpmodel.models import Model
+from dpmodel.models import Model, StandardModel
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["READERS", "ModelFile", "read_model", "write_model"]
 
@@ -32,6 +37,37 @@ class ModelFile:
     """Smallest distance between atoms in the training data, Å."""
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
     """software, version, time and the like, as found; kept when the model is saved again."""
+
+    def with_type_map(self, type_map: Sequence[str]) -> ModelFile:
+        """For other types, see `dpmodel.type_map`; new ones are said in the log, as they mean nothing yet.
+
+        Raises InputError for types that the model cannot have.
+        """
+        model = self.model.with_type_map(type_map)
+        if model is self.model:
+            return self
+        if added := [name for name in model.type_map if name not in self.model.type_map]:
+            logger.warning(
+                "types %s are new to the model: their embedding is random and their statistics are neutral; train it before "
+                "you use it for them", ", ".join(added),
+            )  # fmt: skip
+        return dataclasses.replace(self, model=model, definition=_renamed(self.definition, model))
+
+
+def _renamed(definition: dict[str, Any], model: Model) -> dict[str, Any]:
+    """The section of a model whose types have changed. Of models of several parts only the types are kept."""
+    if not definition or not isinstance(model, StandardModel):
+        return {"type_map": list(model.type_map)}
+    preset = model.preset_out_bias
+    return {
+        **definition,
+        "type_map": list(model.type_map),
+        "descriptor": model.descriptor.config.to_dict(),
+        "fitting_net": model.fitting.config.to_dict(),
+        "atom_exclude_types": list(model.atom_exclude_types),
+        "pair_exclude_types": [list(pair) for pair in model.pair_exclude_types],
+        "preset_out_bias": None if preset is None else {name: thaw(row) for name, row in preset.items()},
+    }
 
 
 def from_tree(tree: dict[str, Any], where: str) -> ModelFile:

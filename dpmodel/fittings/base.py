@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from dpmodel.nn.mlp import Seed
 from dpmodel.op import Array, Op, buffer, child
 from dpmodel.ops import array_namespace, as_dtype, take_rows, zeros
 from dpmodel.precision import dtype_name, global_dtype
+from dpmodel.type_map import TypeChange
 
 __all__ = ["Fitting", "FittingConfig", "Output"]
 
@@ -153,6 +154,17 @@ class Fitting(Op):
     def vacuum(self) -> tuple[bool, ...] | None:
         """By type: subtract the net's value at a zero descriptor; None: for no type."""
         return None
+
+    def with_types(self, change: TypeChange) -> Self:
+        """A copy for other types. Raises InputError for new types where every type has a net of its own."""
+        networks = self.networks
+        if not self.mixed_types:
+            change.none_added(f"the {self.config.key} fitting", "it has a net of its own for every type")
+            networks = change.networks(networks, 1)
+        return self.replace(
+            config=change.section(self.config), ntypes=len(change.new), networks=networks,
+            bias_atom_e=change.rows(self.bias_atom_e, 0.0),
+        )  # fmt: skip
 
     def shifted(self, value: Array, atype: Array, bias: Array, std: Array) -> Array:
         """Atoms' values (n, *shape) with the statistics of the labels, bias and std (ntypes, size)."""

@@ -10,7 +10,7 @@ With `shift_diag`, the statistics of the type's tensor are added to the diagonal
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from dpmodel.nn.mlp import Seed
 from dpmodel.op import Array, buffer
 from dpmodel.ops import array_namespace, as_dtype, device_of, take_rows
 from dpmodel.precision import global_dtype
+from dpmodel.type_map import TypeChange
 
 __all__ = ["PolarFitting", "PolarFittingConfig"]
 
@@ -80,6 +81,9 @@ class PolarFitting(Fitting):
         mean = (bias[:, 0] + bias[:, 4] + bias[:, 8]) / 3.0
         shift = take_rows(mean[:, None] * as_dtype(self.scale[...], mean.dtype), atype)[:, :, None]
         return value + shift * xp.eye(3, dtype=value.dtype, device=device_of(value))
+
+    def with_types(self, change: TypeChange) -> Self:
+        return super().with_types(change).replace(scale=change.rows(self.scale, 1.0))
 
     def call(self, features: Features, graph: Graph) -> Array:
         """(n, 3, 3)."""

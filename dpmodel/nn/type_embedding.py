@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from dpmodel.errors import InputError
-from dpmodel.nn.mlp import MLP, Seed, make_linear
+from dpmodel.nn.mlp import MLP, Linear, Seed, make_linear
 from dpmodel.op import Array, Op, buffer, child
 from dpmodel.ops import array_namespace, as_dtype, device_of, take_rows
+from dpmodel.type_map import TypeChange
 
 __all__ = ["TypeEmbedding", "electron_configurations", "make_type_embedding"]
 
@@ -44,6 +45,37 @@ class TypeEmbedding(Op):
         else:
             rows = self.embedding(as_dtype(self.configurations[...], w.dtype))
         return xp.concat([rows, xp.zeros_like(rows[:1, :])], axis=0)
+
+    def with_types(self, change: TypeChange) -> TypeEmbedding:
+        """A copy for other types (NumPy). Rows of types that stay are kept; those of new ones are random.
+
+        The layer has a skip connection where its widths allow one, which a change of their number may make or end.
+        Raises InputError for new types that are no elements, where configurations are the input.
+        """
+        if self.configurations is not None:
+            table = electron_configurations(change.new).astype(np.asarray(self.configurations).dtype)
+            return self.replace(ntypes=len(change.new), configurations=table)
+        layer = self.embedding.layers[0]
+        w = np.asarray(layer.w)
+        before, after = (_skip(layer, n, w.shape[1]) for n in (len(change.old), len(change.new)))
+        if (before.any() or after.any()) and (
+            layer.idt is not None or layer.activation.lower() not in ("none", "linear")
+        ):
+            raise InputError(
+                "type_map: the type embedding has a skip connection around an activation; its rows cannot change"
+            )
+        rows = change.random_rows(w.shape[1])
+        for k, source in enumerate(change.sources):
+            if source is not None:
+                rows[k] = (w + before)[source] if before.any() or after.any() else w[source]
+        layer = layer.replace(w=(rows - after).astype(w.dtype))
+        return self.replace(ntypes=len(change.new), embedding=self.embedding.replace(layers=(layer,)))
+
+
+def _skip(layer: Linear, n_in: int, width: int) -> np.ndarray:
+    """(n_in, width): what the skip connection adds to the rows of an identity."""
+    times = {n_in: 1, 2 * n_in: 2}.get(width, 0) if layer.resnet else 0
+    return np.tile(np.eye(n_in), (1, times)) if times else np.zeros((n_in, width))
 
 
 def make_type_embedding(

@@ -8,7 +8,7 @@ of the layers; pairs with the environment matrix of a shorter cutoff. Each of `n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from dpmodel.descriptors.base import Features
 from dpmodel.descriptors.dpa1 import DPA1, DPA1Config
@@ -24,6 +24,7 @@ from dpmodel.nn.residual import make_residual
 from dpmodel.op import Array, child
 from dpmodel.ops import array_namespace
 from dpmodel.precision import dtype_name
+from dpmodel.type_map import TypeChange
 
 if TYPE_CHECKING:
     from dpmodel.descriptors.dpa2.config import DPA2Config
@@ -94,6 +95,13 @@ class DPA2(MessagePassing):
             name: part.with_statistics(of(k), protect=protect) for k, (name, part) in enumerate(self.parts.items())
         }
         return self.replace(**changes)
+
+    def with_types(self, change: TypeChange) -> Self:
+        parts = {name: part.with_types(change) for name, part in self.parts.items()}
+        return self.replace(
+            config=change.section(self.config), ntypes=len(change.new),
+            type_embedding=self.type_embedding.with_types(change), **parts,
+        )  # fmt: skip
 
     def call(self, graph: Graph, *, rotation: bool = True) -> Features:
         """Features of the owned atoms: node (n, dim_out), rotation (n, g2_dim, 3)."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from dpmodel.op import Array, buffer, child
 from dpmodel.ops import array_namespace, as_dtype, safe_norm, segment_outer, segment_sum, take_rows
 from dpmodel.precision import dtype_name
 from dpmodel.statistics.environment import environment_items, environment_key, environment_mean_and_deviation
+from dpmodel.type_map import TypeChange
 
 if TYPE_CHECKING:
     from dpmodel.descriptors.dpa3.config import DPA3Config
@@ -100,6 +101,13 @@ class DPA3(MessagePassing):
                 cache.store_environment(key, items)
         _, dstd = environment_mean_and_deviation(items, self.ntypes, protect=protect)
         return self.replace(dstd=dstd.astype(self.dstd.dtype))
+
+    def with_types(self, change: TypeChange) -> Self:
+        return self.replace(
+            config=change.section(self.config), ntypes=len(change.new),
+            type_embedding=self.type_embedding.with_types(change), davg=change.rows(self.davg, 0.0),
+            dstd=change.rows(self.dstd, self.config.repflow.deviation or 1.0),
+        )  # fmt: skip
 
     def call(self, graph: Graph, *, rotation: bool = True) -> Features:
         """Features of the owned atoms: node (n, dim_out), rotation (n, e_dim, 3).

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from dpmodel.config import MISSING, Config, thaw
+from dpmodel.descriptors import DPA1
 from dpmodel.descriptors.dpa2 import DPA2, DPA2Config, Repformer, RepformerConfig, RepformerLayer, RepinitConfig
 from dpmodel.descriptors.dpa2.descriptor import fresh
 from dpmodel.descriptors.dpa2.layer import LocalAttention, PairAttention
 from dpmodel.files.codecs.base import Codec, build_config, refuse, warn_of_unknown
-from dpmodel.files.codecs.descriptors.mixed import read_nets, write_nets
+from dpmodel.files.codecs.descriptors.mixed import read_empty_type, read_nets, write_empty_type, write_nets
 from dpmodel.files.codecs.descriptors.shared import (
     check_excluded,
     env_mat,
@@ -102,7 +103,9 @@ def _read_part(node: Node, blank: Any, dtype: str) -> Any:
     refuse(node, "compress", "reading compressed tables is out of scope; use the model before compression")
     cfg = blank.config
     width = cfg.tebd_dim * (1 if getattr(cfg, "type_one_side", False) else 2)
+    empty = {"empty_type": read_empty_type(node, blank.ntypes)} if isinstance(blank, DPA1) else {}
     return blank.replace(
+        **empty,
         **read_nets(node, width, cfg.neuron, cfg.strips, dtype),
         **read_statistics(node, blank.ntypes, cfg.sel, dtype, centred=not hasattr(cfg, "attn_layer")),
     )
@@ -188,6 +191,7 @@ def _write(op: DPA2, type_map: tuple[str, ...]) -> dict[str, Any]:
 def _write_part(op: Any) -> dict[str, Any]:
     return {
         **write_nets(op),
+        **(write_empty_type(op) if isinstance(op, DPA1) else {}),
         "env_mat": env_mat(op.config.rcut, op.config.rcut_smth, 0.0),
         "@variables": write_statistics(op, op.nnei),
     }

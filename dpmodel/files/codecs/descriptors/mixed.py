@@ -33,7 +33,10 @@ from dpmodel.nn import MLP
 from dpmodel.nn.attention import NeighbourAttention
 from dpmodel.precision import dtype_name
 
-__all__ = ["MIXED_CODECS", "read_nets", "write_nets"]
+__all__ = ["MIXED_CODECS", "read_empty_type", "read_nets", "write_empty_type", "write_nets"]
+
+EMPTY_TYPE = "empty_type"
+"""Key of our own, see `read_empty_type`."""
 
 
 def _bias(data: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +101,21 @@ def _read(kind: type[Any], node: Node) -> DPA1 | SeTTebd:
         return SeTTebd(**common)
     gain = node.array("degree_gain_raw", (config.lmax - 1,), dtype=dtype) if config.lmax > 1 else None
     attention = _read_attention(node.node("attention_layers"), config, dtype)
-    return DPA1(**common, attention=attention, degree_gain=gain, trainable=config.trainable)
+    empty = read_empty_type(node, ntypes)
+    return DPA1(**common, attention=attention, degree_gain=gain, trainable=config.trainable, empty_type=empty)
+
+
+def read_empty_type(node: Node, ntypes: int) -> int:
+    """The type of empty slots. Only files of models whose types have changed their order have the key."""
+    found = node.integer(EMPTY_TYPE, 0)
+    if found >= ntypes:
+        raise node.fail(f"{EMPTY_TYPE!r} is {found}, expected a type from 0 to {ntypes - 1}")
+    return found
+
+
+def write_empty_type(op: DPA1) -> dict[str, int]:
+    """The inverse of `read_empty_type`; nothing where it is 0, so that other programs know every key."""
+    return {EMPTY_TYPE: op.empty_type} if op.empty_type else {}
 
 
 def _read_attention(node: Node, config: Any, dtype: str) -> tuple[NeighbourAttention, ...]:
@@ -152,7 +169,7 @@ def _write(kind: str, op: Any, type_map: tuple[str, ...]) -> dict[str, Any]:
     }
     if isinstance(op, SeTTebd):
         return tree
-    tree |= {"spin": None, "attn_mask": False, "attention_layers": _write_attention(op)}
+    tree |= {"spin": None, "attn_mask": False, "attention_layers": _write_attention(op), **write_empty_type(op)}
     if op.degree_gain is not None:
         tree |= {"@version": 4, "lmax": cfg.lmax}
         variables["degree_gain_raw"] = np.asarray(op.degree_gain)
@@ -198,6 +215,7 @@ def _codec(op: type[Any], config: type[Any], version: int, *names: str) -> Codec
         write=functools.partial(_write, names[0]),
         keys=(
             "compress", "embeddings", "embeddings_strip", "env_mat", "spin", "attention_layers", "type_embedding", "ntypes",
+            EMPTY_TYPE,
         ),
         config=config,
     )  # fmt: skip
