@@ -97,7 +97,7 @@ def train(
     if restart is not None:
         run.checkpoint = find_checkpoint(restart, inp.training.save_ckpt, inp.training.save_dir)
     elif init_model is not None:
-        run.origin, run.origin_name = find_model(init_model), str(init_model)
+        run.origin, run.origin_name = find_model(init_model, inp.model.type_map), str(init_model)
     run.open_data()
     run.make_model(skip_neighbor_stat)
     run.prepare()

@@ -76,14 +76,19 @@ def find_checkpoint(restart: str | Path, save_ckpt: str, save_dir: str | None) -
     return checkpoint
 
 
-def find_model(path: str | Path) -> ModelFile:
-    """The model whose weights are the start. Raises ModelFileError."""
+def find_model(path: str | Path, type_map: Sequence[str]) -> ModelFile:
+    """The model whose weights are the start, for the types of the input. Raises ModelFileError."""
     try:
         found = read_model(path)
     except FileNotFoundError as problem:
         raise ModelFileError(f"--init-model {path}: there is no such file") from problem
     logger.info("Weights and statistics from %s", path)
-    return found
+    if found.model.type_map != tuple(type_map):
+        logger.warning("--init-model %s: its types %s become %s", path, list(found.model.type_map), list(type_map))
+    try:
+        return found.with_type_map(type_map)
+    except InputError as problem:
+        raise ModelFileError(f"--init-model {path}: {problem}") from problem
 
 
 def check_same_run(checkpoint: Checkpoint, normalised: Mapping[str, Any], num_steps: int) -> None:
@@ -151,6 +156,7 @@ def adopt(model: Model, other: Any, where: str, *, exact: bool) -> Model:
         )
     except ValueError as problem:
         raise ModelFileError(f"{where} does not fit the model section of the input: {problem}") from problem
+    found = _empty_types(found, other)
     changes = list(_differences(_options(other), _options(model), "", free=_CHOSEN_ANEW))
     if changes:
         logger.warning(
@@ -161,6 +167,20 @@ def adopt(model: Model, other: Any, where: str, *, exact: bool) -> Model:
             "%s was made with another preset_out_bias than the input has; the output bias stays as it is there", where
         )
     return found
+
+
+def _empty_types(model: Any, other: Any) -> Any:
+    """A copy of `model` whose empty slots count as the types that those of `other`, of the same shape, count as."""
+    changes: dict[str, Any] = {}
+    for name, kind in model.fields():
+        own, its = getattr(model, name), getattr(other, name)
+        if name == "empty_type":
+            changes[name] = its
+        elif kind is Kind.CHILD and isinstance(own, tuple):
+            changes[name] = tuple(_empty_types(a, b) for a, b in zip(own, its, strict=True))
+        elif kind is Kind.CHILD and own is not None:
+            changes[name] = _empty_types(own, its)
+    return model.replace(**changes)
 
 
 def check_places(

@@ -14,6 +14,7 @@ import torch
 import dpmodel
 from dpmodel.backends.pt.checkpoint import read_checkpoint
 from dpmodel.cli import main
+from dpmodel.data import Dataset
 from dpmodel.errors import InputError, ModelFileError
 from dpmodel.files.codecs import read_model_tree, write_model_tree
 from dpmodel.files.container import read_tree
@@ -74,6 +75,31 @@ def test_training_begins_with_a_checkpoint(workshop, one_thread):
     expected = state["model.Default.atomic_model.fitting_net.filter_layers.networks.1.layers.0.matrix"]
     np.testing.assert_allclose(found["fitting.networks.1.layers.0.w"], expected, rtol=0, atol=1e-11)
     np.testing.assert_array_equal(found["out_bias"], state["model.Default.atomic_model.out_bias"][0])
+
+
+def test_training_takes_weights_for_other_types(workshop, one_thread, caplog):
+    """Types in another order are the same model, also where empty slots count as a type (set_davg_zero false)."""
+    data = workshop.system(names=("O", "H"))
+    descriptor = {"type": "dpa1", "rcut": 3.0, "rcut_smth": 0.5, "sel": 20, "neuron": [2, 4], "axis_neuron": 2, "attn": 4,
+                  "attn_layer": 1, "tebd_dim": 4, "set_davg_zero": False, "precision": "float64"}  # fmt: skip
+    config = workshop.input(data, training__numb_steps=2, model__type_map=["O", "H"], model__descriptor=descriptor)
+    first = dpmodel.load(train(config, backend="pt", skip_neighbor_stat=True), "pt")
+    assert np.any(first.model.descriptor.davg)
+    config["model"]["type_map"] = ["H", "O"]
+    for _ in range(2):  # the second time from a file that has another type of empty slots
+        origin = Path("former.dp")
+        dpmodel.save(first, origin)
+        last = train(config, init_model=origin, backend="pt", skip_neighbor_stat=True, stop_at=0)
+        found = dpmodel.load(last, "pt")
+        assert found.type_map == ("H", "O")
+        assert found.model.descriptor.empty_type == 1
+        batch = Dataset.from_config(data, type_map=["O", "H"]).systems[0].batch(np.arange(3))
+        symbols = np.array(["O", "H"])[batch.atype[0]]
+        a, b = (pot.evaluate(batch.coord, list(symbols), batch.cell) for pot in (first, found))
+        for key in ("energy", "force", "virial"):
+            np.testing.assert_allclose(b[key], a[key], rtol=0, atol=1e-12)
+        first = found
+    assert "become ['H', 'O']" in caplog.text
 
 
 # --- the names of every kind of model --------------------------------------------------------------------

@@ -296,7 +296,7 @@ def test_init_model_that_does_not_fit(workshop: Any) -> None:
     data = workshop.input()
     final = train(data, output=None)
     more: list[tuple[dict[str, Any], str]] = [
-        ({"model__type_map": ["B", "A"]}, "type_map"),
+        ({"model__type_map": ["B", "H"]}, "another order alone"),
         ({"model__descriptor__rcut": 2.9}, "other cutoffs or sel"),
         ({"model__fitting_net__neuron": [4, 4, 4]}, "does not fit the model section"),
         ({"model__fitting_net__neuron": [4, 5]}, "does not fit the model section"),
