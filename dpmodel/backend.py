@@ -69,8 +69,8 @@ INSTALL: dict[str, str] = {
 
 PREFERENCE = ("pt", "jax", "numpy")
 
-EXPORTER = "pt_expt"
-"""The backend whose artefacts are `.pt2` files."""
+EXPORTERS: dict[str, str] = {".pt2": "pt_expt", ".hlo": "jax"}
+"""The backend of every kind of artefact, by suffix."""
 
 
 class Evaluator(Protocol):
@@ -144,7 +144,7 @@ class Artefact(Evaluator, Protocol):
 
 
 class Exporter(Backend, Protocol):
-    """A backend that compiles models into artefacts (`.pt2`)."""
+    """A backend that compiles models into artefacts (`.pt2`, `.hlo`)."""
 
     def freeze(self, file: Any, output: Path, *, atomic_virial: bool = False) -> None:
         """Compile a `dpmodel.files.model_file.ModelFile` and write the artefact, complete or not at all."""
@@ -234,17 +234,18 @@ def get_trainer(name: str | None = None) -> Trainer:
     return cast(Trainer, backend)
 
 
-def get_exporter(name: str | None = None) -> Exporter:
-    """The backend of artefacts; None: the one that there is, whatever DP_BACKEND says.
+def get_exporter(name: str | None = None, suffix: str = ".pt2") -> Exporter:
+    """The backend of artefacts with that suffix; name None: the one that there is, whatever DP_BACKEND says.
 
     Raises BackendError where another one was named, or as `get_backend` does.
     """
-    if name is not None and canonical_name(name) != EXPORTER:
+    own = EXPORTERS[suffix]
+    if name is not None and canonical_name(name) != own:
         raise BackendError(
-            f"compiled models (.pt2) run on the backend {EXPORTER!r}, not on {name!r}: leave the backend out, or load the "
+            f"compiled models ({suffix}) run on the backend {own!r}, not on {name!r}: leave the backend out, or load the "
             "model file that was frozen"
         )
-    return cast(Exporter, get_backend(EXPORTER))
+    return cast(Exporter, get_backend(own))
 
 
 def get_reader(name: str) -> CheckpointReader:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from dpmodel.arguments import Frames
-from dpmodel.backend import Backend, Evaluator, get_backend, get_exporter
+from dpmodel.backend import EXPORTERS, Backend, Evaluator, get_backend, get_exporter
 from dpmodel.errors import BackendError, InputError
 from dpmodel.evaluation import assemble_frames, atoms_per_call, evaluate_graph
 from dpmodel.files.model_file import ModelFile, read_model, write_model
+from dpmodel.files.program import holds_program
 from dpmodel.geometry.cells import check_pbc
 from dpmodel.graph import Graph
 from dpmodel.models import Model, builder_of
@@ -21,9 +22,6 @@ from dpmodel.models.probe import Probe
 from dpmodel.nn.charge_spin import check_charge_spin
 
 __all__ = ["Potential", "freeze", "load", "save"]
-
-ARTEFACT = ".pt2"
-"""The suffix of compiled models."""
 
 
 def load(
@@ -52,7 +50,7 @@ def load(
         BackendError: the backend is unknown, not installed, or lacks the device.
         InputError: a head that the file does not have, types that the model cannot have.
     """
-    if Path(path).suffix.lower() == ARTEFACT:
+    if _is_compiled(Path(path)):
         _refuse_head(head, path)
         if type_map is not None:
             raise InputError(f"type_map: the types of {path} are compiled; load the model file that was frozen")
@@ -64,10 +62,16 @@ def load(
     return Potential(file, chosen, evaluator, without=("hessian",) if compile else (), device=device)
 
 
+def _is_compiled(path: Path) -> bool:
+    """Whether a file is an artefact. DeePMD-kit's `.hlo` files are not: they are read as model files."""
+    suffix = path.suffix.lower()
+    return suffix in EXPORTERS and (suffix != ".hlo" or holds_program(path))
+
+
 def _load_artefact(path: Path, backend: str | None, device: str | None, *, compile: bool) -> Potential:
     if compile:
         raise InputError(f"compile=True: {path} is compiled already; leave it out")
-    exporter = get_exporter(backend)
+    exporter = get_exporter(backend, path.suffix.lower())
     file, evaluator = exporter.open_artefact(path, device=device)
     return Potential(file, exporter, evaluator, without=(*evaluator.without, "hessian"), device=device)
 
@@ -75,22 +79,28 @@ def _load_artefact(path: Path, backend: str | None, device: str | None, *, compi
 def freeze(
     model: str | Path, output: str | Path = "model.pt2", *, head: str | None = None, atomic_virial: bool = False
 ) -> None:
-    """Compile a model file or a checkpoint into one file that LAMMPS runs without Python, on one process or many.
+    """Compile a model file or a checkpoint into one file.
+
+    A `.pt2` runs without Python, in LAMMPS too, on one process or many. A `.hlo` is a model file with a StableHLO program
+    in it, which `load` evaluates on JAX.
 
     Args:
         model: `.dp`, `.yaml`, `.json`, or a checkpoint (also DeePMD-kit's `.pt`).
-        output: `.pt2`; complete and compared with the model, or not there at all.
+        output: `.pt2` or `.hlo`; complete and compared with the model, or not there at all.
         head: the branch of a multi-task model.
-        atomic_virial: compile per-atom virials too.
+        atomic_virial: compile per-atom virials too (a `.hlo` always has them).
 
     Raises:
         ModelFileError: as `load`.
-        BackendError: torch is not installed, or the model does not compile or gives other numbers when compiled.
+        BackendError: torch (.pt2) or jax (.hlo) is not installed, or the model does not compile or gives other numbers when compiled.
         InputError: the suffix of `output`, or a kind of model that cannot be frozen.
     """
-    if Path(output).suffix.lower() != ARTEFACT:
-        raise InputError(f"freeze writes {ARTEFACT} files, not {output}; `dpmodel convert` writes .dp, .yaml and .json")
-    exporter = get_exporter()
+    suffix = Path(output).suffix.lower()
+    if suffix not in EXPORTERS:
+        raise InputError(
+            f"freeze writes {' and '.join(EXPORTERS)} files, not {output}; `dpmodel convert` writes .dp, .yaml and .json"
+        )
+    exporter = get_exporter(suffix=suffix)
     exporter.freeze(read_model(model, head), Path(output), atomic_virial=atomic_virial)
 
 

@@ -4,7 +4,7 @@
 suffix             form
 =================  ===========================================================================================
 ``.dp``            HDF5. The root attribute ``json`` is the tree; an array is the name of a dataset there
-``.hlo``           the same, read only
+``.hlo``           the same, with a compiled program (see `dpmodel.files.program`)
 ``.yaml``, ``.yml``  the tree; an array is ``{"@class": "np.ndarray", "@is_variable": true, "dtype", "value"}``
 ``.json``          the same as YAML, in JSON
 =================  ===========================================================================================
@@ -82,7 +82,10 @@ def write_tree(
     path = Path(path)
     form = _known_form(path)
     if path.suffix.lower() == ".hlo":
-        raise ModelFileError(f"{path}: .hlo files hold compiled programs and are read only; write a .dp file instead")
+        raise ModelFileError(
+            f"{path}: .hlo files hold compiled programs, which `dpmodel freeze -o {path.name}` makes; a "
+            "model alone goes into a .dp file"
+        )
     tree = with_provenance(tree, provenance)
     if form == "HDF5":
         write_hdf5(path, lambda file: store_tree(file, tree, str(path)))
