@@ -85,10 +85,9 @@ class TensorLoss(TermLoss):
             residual = means.mask_frames(flat(batch.output(self.output.reduced)) - flat(label))
             square = means.frames(residual * residual)
             return Term(square, {metric: batch.xp.sqrt(square) / means.mean_atoms()}, batch.found(name))
-        residual = flat(batch.output(self.output.atomic)) - flat(label)
+        residual = means.mask_atoms(flat(batch.output(self.output.atomic)) - flat(label))
         if self.config.enable_atomic_weight and (weights := batch.label("atomic_weight")) is not None:
-            residual = residual * weights_or_one(weights, batch.found("atomic_weight"))
-        residual = means.mask_atoms(residual)
+            residual = residual * means.mask_atoms(weights_or_one(weights, batch.found("atomic_weight")))
         square = means.atoms(residual * residual)
         return Term(square, {metric: batch.xp.sqrt(square)}, batch.found(name))
 
