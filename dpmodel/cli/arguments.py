@@ -168,7 +168,9 @@ def _add_test(commands: Any) -> None:
     )
     parser.add_argument("-a", "--atomic", action="store_true", help="test the energies of atoms too")
     parser.add_argument("--json", metavar="FILE", help="write the numbers to this file as well")
-    parser.add_argument("--head", "--model-branch", dest="head", metavar="NAME", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--head", "--model-branch", dest="head", metavar="NAME", help="the branch of a multi-task .pt file"
+    )
     _add_device(parser)
 
 
@@ -181,7 +183,9 @@ def _add_freeze(commands: Any) -> None:
         "-c", "--checkpoint", "--checkpoint-folder", metavar="MODEL", help="the same, as users of the family write it"
     )
     parser.add_argument("-o", "--output", default="model.pt2", metavar="FILE", help="where it goes; default: model.pt2")
-    parser.add_argument("--head", "--model-branch", dest="head", metavar="NAME", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--head", "--model-branch", dest="head", metavar="NAME", help="the branch of a multi-task .pt file"
+    )
     parser.add_argument("--atomic-virial", action="store_true", help="compile per-atom virials (stresses) too")
     for flag in ("-n", "--node-names", "-w", "--nvnmd-weight", "--lower-kind"):
         parser.add_argument(flag, const="; leave it out", action=_Unavailable, metavar="X", help=argparse.SUPPRESS)
@@ -281,7 +285,9 @@ def _add_embed(commands: Any) -> None:
     parser.add_argument(
         "--dtype", choices=("fp32", "fp64", "native"), default="fp32", help="precision of the file; default: fp32"
     )
-    parser.add_argument("--head", "--model-branch", dest="head", metavar="NAME", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--head", "--model-branch", dest="head", metavar="NAME", help="the branch of a multi-task .pt file"
+    )
     _add_device(parser)
 
 
@@ -301,8 +307,12 @@ def _add_change_bias(commands: Any) -> None:
         "-m", "--mode", choices=("change", "set"), default="change",
         help="change: add the fit of label minus prediction; set: take that of the labels alone; default: change",
     )  # fmt: skip
-    parser.add_argument("-o", "--output", metavar="FILE", help="the new model; default: MODEL with _updated in its name")
-    parser.add_argument("--head", "--model-branch", dest="head", metavar="NAME", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="the new model; default: MODEL with _updated in its name"
+    )
+    parser.add_argument(
+        "--head", "--model-branch", dest="head", metavar="NAME", help="the branch of a multi-task .pt file"
+    )
     _add_device(parser)
 
 

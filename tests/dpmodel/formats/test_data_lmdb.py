@@ -61,6 +61,27 @@ def test_frames_are_grouped(tmp_path):
     assert len(open_systems(path, MAP, (labels.ENERGY,))) == 3
 
 
+def test_a_frame_is_decoded_when_it_is_asked_for_and_once(tmp_path, monkeypatch):
+    path = write_lmdb(tmp_path / "a.lmdb", records(numbers(6)))
+    (found,) = open_systems(path, MAP, ALL)
+    decoded = []
+    original = msgpack.unpackb
+    monkeypatch.setattr(msgpack, "unpackb", lambda raw, **kw: decoded.append(len(raw)) or original(raw, **kw))
+    found.batch(np.array([4, 1]))
+    assert len(decoded) == 2  # for coordinates, cells and five labels
+    found.batch(np.array([0]))
+    assert len(decoded) == 3
+
+
+def test_a_database_in_one_file(tmp_path):
+    source = write_lmdb(tmp_path / "a.lmdb", records(numbers(2)))
+    shutil.copy(source / "data.mdb", tmp_path / "one.lmdb")
+    (one,) = open_systems(tmp_path / "one.lmdb", MAP, ALL)
+    (two,) = open_systems(source, MAP, ALL)
+    np.testing.assert_array_equal(one.batch(np.array([1])).coord, two.batch(np.array([1])).coord)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.lmdb", "one.lmdb"]
+
+
 def test_singular_names_and_keys_of_bytes(tmp_path):
     data = numbers(1)
     (frame,) = records(data)
