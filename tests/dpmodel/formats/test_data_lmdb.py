@@ -66,7 +66,7 @@ def test_a_frame_is_decoded_when_it_is_asked_for_and_once(tmp_path, monkeypatch)
     (found,) = open_systems(path, MAP, ALL)
     decoded = []
     original = msgpack.unpackb
-    monkeypatch.setattr(msgpack, "unpackb", lambda raw, **kw: decoded.append(len(raw)) or original(raw, **kw))
+    monkeypatch.setattr(msgpack, "unpackb", lambda data, **kw: decoded.append(len(data)) or original(data, **kw))
     found.batch(np.array([4, 1]))
     assert len(decoded) == 2  # for coordinates, cells and five labels
     found.batch(np.array([0]))
