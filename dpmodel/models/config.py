@@ -149,6 +149,10 @@ class ModelSection(Config):
         """Whether magnetic moments are inputs."""
         return False
 
+    def spin_scales(self) -> tuple[float, ...] | None:
+        """By type, displacement of the virtual atom per unit of spin, Å; None: no magnetic moments."""
+        return None
+
     def fparam(self) -> tuple[int, tuple[float, ...] | None]:
         """Number of frame parameters, and their defaults."""
         nets = [part.fitting for part in self.standard_parts().values() if part.fitting.numb_fparam]
@@ -211,6 +215,12 @@ class ModelConfig(ModelSection, key="standard"):
 
     def has_spin(self) -> bool:
         return self.spin is not None
+
+    def spin_scales(self) -> tuple[float, ...] | None:
+        if self.spin is None:
+            return None
+        flags, scales = self.spin.flags(self.type_map), self.spin.scales(self.type_map)
+        return tuple(scale if flag else 0.0 for flag, scale in zip(flags, scales, strict=True))
 
     def check(self) -> None:
         """Raise InputError where options contradict each other."""

@@ -50,12 +50,16 @@ class NeighbourStatistics:
 
 
 def neighbour_statistics(
-    dataset: Dataset, rcut: float, ntypes: int | None = None, *, allow_overlap: bool = False
-) -> NeighbourStatistics:
+    dataset: Dataset, rcut: float, ntypes: int | None = None, *, allow_overlap: bool = False,
+    spin_scales: Sequence[float] | None = None,
+) -> NeighbourStatistics:  # fmt: skip
     """Search every frame that training may draw (not those that `min_pair_dist` leaves out).
 
     rcut: Å. ntypes: types of the model; None: those of the type map that the systems were opened with.
     allow_overlap: for models with a protected environment matrix, which atoms at one place do not harm.
+    spin_scales: by type, displacement of the virtual atom per unit of spin, Å, of models with spin: virtual atoms are
+    neighbours and have some, and a type's number is the larger one of its real and its virtual atoms. The systems were
+    opened with the label spin. Distances and overlaps are those of real atoms.
     Raises DataError naming system and frame where atoms overlap (unless allowed), or where a frame cannot be searched.
     """
     if not (math.isfinite(rcut) and rcut > 0):
@@ -73,6 +77,8 @@ def neighbour_statistics(
                 raise DataError(f"{path}, frame {int(frame)}: {problem}") from problem
             if distance < _SAME_PLACE and not allow_overlap:
                 raise _overlap(path, int(frame), batch, k)
+            if spin_scales is not None:
+                counts, most = _with_virtual(batch, k, rcut, spin_scales)
             largest, total, closest = np.maximum(largest, counts), max(total, most), min(closest, distance)
             count += 1
             if time.monotonic() - said > _SAY_EVERY:
@@ -80,6 +86,17 @@ def neighbour_statistics(
                 log.info("neighbour statistics: %d of %d frames", count, dataset.nframes)
     by_type = tuple(int(number) for number in largest)
     return NeighbourStatistics(by_type=by_type, total=total, min_distance=closest, frames=count)
+
+
+def _with_virtual(batch: Batch, k: int, rcut: float, scales: Sequence[float]) -> tuple[np.ndarray, int]:
+    """Largest counts in frame k by type, of real or virtual atoms, and of all of them."""
+    n, coord, atype = len(scales), batch.coord[k], batch.atype[k]
+    length = np.where(atype < 0, 0.0, np.asarray(scales)[atype])
+    both = np.concatenate([coord, coord + length[:, None] * batch.labels["spin"][k]])
+    kinds = np.concatenate([atype, np.where(atype < 0, -1, atype + n)])
+    cell = None if batch.cell is None else batch.cell[k]
+    counts, most, _ = neighbour_counts(both, kinds, cell, batch.pbc, rcut, 2 * n)
+    return np.maximum(counts[:n], counts[n:]), most
 
 
 def _batches(dataset: Dataset) -> Iterator[Batch]:

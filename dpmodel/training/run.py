@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import math
@@ -208,7 +207,7 @@ class _Run:
         else:
             cache = None
             if training.stat_file is not None:
-                cache = StatCache(training.stat_file, config.type_map, training.stat_file_mode)
+                cache = StatCache(training.stat_file, model.graph_model.type_map, training.stat_file_mode)
             self.model = fit_statistics(
                 model,
                 self.data,
@@ -248,17 +247,14 @@ class _Run:
         """The value as numbers, compared with the data."""
         model = self.inp.model
         found = neighbour_statistics(
-            self.data, capacity.rcut, len(model.type_map), allow_overlap=model.tolerates_overlap()
-        )
+            self.data, capacity.rcut, len(model.type_map), allow_overlap=model.tolerates_overlap(),
+            spin_scales=model.spin_scales(),
+        )  # fmt: skip
         self.min_nbor_dist = found.min_distance
         logger.info(
             "Neighbours within %g Å: at most %s, closest pair %.3f Å", capacity.rcut,
             f"{list(found.by_type)} per type" if capacity.typed else found.total, found.min_distance,
         )  # fmt: skip
-        if model.has_spin():
-            # Every neighbour comes with the atom of its spin, and every atom sees that of its own.
-            by_type = tuple(count + 1 for count in found.by_type)
-            found = dataclasses.replace(found, by_type=by_type, total=2 * found.total + 1)
         return resolve_sel(value, found, typed=capacity.typed, name=capacity.option)
 
     # --- the loop ---------------------------------------------------------------------------------------
