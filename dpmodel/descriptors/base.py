@@ -130,10 +130,6 @@ class Descriptor(Op):
         """Whether energies are continuously differentiable where a neighbour enters the cutoff (while `sel` suffices)."""
         raise NotImplementedError(f"{type(self).__name__} does not define is_smooth()")
 
-    def environment_radii(self) -> tuple[float, float]:
-        """Cutoff of the environment matrix, and where its switch function starts, Å."""
-        return self.config.rcut, self.config.rcut_smth
-
     def with_statistics(
         self, graphs: Callable[[], Iterable[Graph]], *, protect: float, cache: StatCache | None = None
     ) -> Descriptor:

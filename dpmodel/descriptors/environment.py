@@ -16,7 +16,7 @@ from dpmodel.nn.mlp import Seed
 from dpmodel.op import Array, buffer
 from dpmodel.ops import array_namespace, as_dtype, take_rows
 from dpmodel.precision import dtype_name
-from dpmodel.statistics.environment import environment_items, environment_key, environment_mean_and_deviation
+from dpmodel.statistics.environment import cached_environment_items, environment_mean_and_deviation
 from dpmodel.type_map import TypeChange
 
 if TYPE_CHECKING:
@@ -127,18 +127,11 @@ class EnvironmentDescriptor(Descriptor):
         self, graphs: Callable[[], Iterable[Graph]], *, protect: float, cache: StatCache | None = None
     ) -> Self:
         cfg, radial = self.config, self.radial_only
-        shape: dict[str, Any] = {
-            "ntypes": self.ntypes, "rcut": cfg.rcut, "rcut_smth": cfg.rcut_smth, "sel": cfg.capacity,
-            "radial_only": radial,
-        }  # fmt: skip
-        key = environment_key(**shape, mixed_types=self.mixed_types)
-        items = None if cache is None else cache.environment(key)
-        if items is None:
-            items = environment_items(
-                graphs(), 0, **shape, protection=cfg.env_protection, exclude_types=cfg.exclude_types
-            )
-            if cache is not None:
-                cache.store_environment(key, items)
+        items = cached_environment_items(
+            graphs, cache, ntypes=self.ntypes, rcut=cfg.rcut, rcut_smth=cfg.rcut_smth, sel=cfg.capacity,
+            mixed_types=self.mixed_types, protection=cfg.env_protection, exclude_types=cfg.exclude_types,
+            radial_only=radial,
+        )  # fmt: skip
         davg, dstd = environment_mean_and_deviation(items, self.ntypes, radial_only=radial, protect=protect)
         dtype = self.davg.dtype
         davg = self.davg if cfg.set_davg_zero else davg.astype(dtype)

@@ -105,18 +105,13 @@ class Hybrid(Descriptor):
     def is_smooth(self) -> bool:
         return all(part.is_smooth() for part in self.parts)
 
-    def environment_radii(self) -> tuple[float, float]:
-        radii = [part.environment_radii() for part in self.parts]
-        return max(rcut for rcut, _ in radii), min(smooth for _, smooth in radii)
-
     def with_statistics(
         self, graphs: Callable[[], Iterable[Graph]], *, protect: float, cache: StatCache | None = None
     ) -> Hybrid:
-        # A cache describes one environment matrix: what it holds may be that of another part, with other options.
         def of(k: int) -> Callable[[], Iterator[Graph]]:
             return lambda: (split_views(graph, self.parts)[k] for graph in graphs())
 
-        parts = [part.with_statistics(of(k), protect=protect) for k, part in enumerate(self.parts)]
+        parts = [part.with_statistics(of(k), protect=protect, cache=cache) for k, part in enumerate(self.parts)]
         return self.replace(parts=tuple(parts))
 
     def with_types(self, change: TypeChange) -> Self:

@@ -92,13 +92,18 @@ class StatCache:
                 f"stat_file {self.path} does not exist, and stat_file_mode is 'read'; use 'update' to make it"
             )
         self._store: _Store = _HDF5(self.path) if hdf5 else _Folder(self.path)
-        self.environment_options: Mapping[str, Any] = {}
-        """What environment statistics depend on besides their key."""
+        self.graph_options: Mapping[str, Any] = {}
+        """What environment statistics depend on besides their key and the options of the descriptor: how graphs are made."""
 
     # --- environment ----------------------------------------------------------------------------------
 
-    def environment(self, key: str, *, radial_only: bool = False) -> dict[str, StatItem] | None:
-        """The items below `key` (`environment_key`); None unless all are there, made with `environment_options`."""
+    def environment(
+        self, key: str, options: Mapping[str, Any] | None = None, *, radial_only: bool = False
+    ) -> dict[str, StatItem] | None:
+        """The items below `key` (`environment_key`); None unless all are there, made with these options.
+
+        options: those of the descriptor that the key leaves out; `graph_options` join them.
+        """
         items = {}
         for name in item_names(self.ntypes, radial_only=radial_only):
             rows = self._rows(f"{key}/{name}", 1)
@@ -106,12 +111,14 @@ class StatCache:
                 self._missing(f"{key}/{name}")
                 return None
             items[name] = rows[0]
-        return items if self._made_with(key, self.environment_options) else None
+        return items if self._made_with(key, {**(options or {}), **self.graph_options}) else None
 
-    def store_environment(self, key: str, items: Mapping[str, StatItem]) -> None:
+    def store_environment(
+        self, key: str, items: Mapping[str, StatItem], options: Mapping[str, Any] | None = None
+    ) -> None:
         """Store all items of a descriptor below `key`."""
         entries = {f"{key}/{name}": item.as_array() for name, item in items.items()}
-        self._put_made_with(entries, {key: self.environment_options})
+        self._put_made_with(entries, {key: {**(options or {}), **self.graph_options}})
 
     # --- output ---------------------------------------------------------------------------------------
 

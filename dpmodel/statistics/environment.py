@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,8 +18,13 @@ from dpmodel.geometry.switch import env_mat
 from dpmodel.graph import Edges, Graph, Slots
 from dpmodel.ops import take_rows
 from dpmodel.statistics.items import StatItem
+from dpmodel.statistics.options import pairs
+
+if TYPE_CHECKING:
+    from dpmodel.statistics.cache import StatCache
 
 __all__ = [
+    "cached_environment_items",
     "environment_items",
     "environment_key",
     "environment_mean_and_deviation",
@@ -129,7 +135,7 @@ def environment_key(
     """Name of the group of a descriptor's environment statistics: a sha1 of its parameters, radii to 0.01 Å.
 
     Protection, excluded pairs and further digits of radii do not enter (so that caches can be exchanged): they are in
-    `StatCache.environment_options`.
+    the options beside them.
     """
     described = {
         "type": "se_r" if radial_only else "se_a",
@@ -141,3 +147,32 @@ def environment_key(
         "mixed_types": bool(mixed_types),
     }
     return hashlib.sha1(json.dumps(described).encode(), usedforsecurity=False).hexdigest()
+
+
+def cached_environment_items(
+    graphs: Callable[[], Iterable[Graph]],
+    cache: StatCache | None,
+    *,
+    ntypes: int,
+    rcut: float,
+    rcut_smth: float,
+    sel: Sequence[int],
+    mixed_types: bool,
+    protection: float,
+    exclude_types: tuple[tuple[int, int], ...],
+    radial_only: bool = False,
+) -> dict[str, StatItem]:
+    """`environment_items` of the first view of the graphs, or what the cache knows of them."""
+    shape: dict[str, Any] = {
+        "ntypes": ntypes, "rcut": rcut, "rcut_smth": rcut_smth, "sel": sel, "radial_only": radial_only,
+    }  # fmt: skip
+    key = environment_key(**shape, mixed_types=mixed_types)
+    options: dict[str, Any] = {"env_protection": protection, "exclude_types": pairs(exclude_types)}
+    for name, radius in (("rcut", rcut), ("rcut_smth", rcut_smth)):  # the key has two decimals
+        options[name] = 0.0 if radius == round(radius, 2) else radius
+    items = None if cache is None else cache.environment(key, options, radial_only=radial_only)
+    if items is None:
+        items = environment_items(graphs(), 0, **shape, protection=protection, exclude_types=exclude_types)
+        if cache is not None:
+            cache.store_environment(key, items, options)
+    return items

@@ -69,7 +69,12 @@ def fit_statistics(
                 raise DataError(f"{path}, {problem} (atoms are counted sorted by type)") from problem
             yield graph
 
-    fitted = _fit_inputs(model, _Sample(batches, graphs, protect, cache, model.spin_scales))
+    if cache is not None:
+        cache.graph_options = {
+            "pair_exclude_types": pairs(model.graph_model.pair_exclude_types),
+            "spin_scales": list(model.spin_scales or ()),
+        }
+    fitted = _fit_inputs(model, _Sample(batches, graphs, protect, cache))
     if isinstance(fitted, SpinModel):
         fitted = fitted.replace(backbone=_fit_outputs(fitted.backbone, batches, cache))
     else:
@@ -89,7 +94,6 @@ class _Sample:
     graphs: Callable[[], Iterable[Graph]]
     protect: float
     cache: StatCache | None
-    spin_scales: tuple[float, ...] | None
 
 
 def _fit_inputs(model: Any, sample: _Sample) -> Any:
@@ -102,8 +106,6 @@ def _fit_inputs(model: Any, sample: _Sample) -> Any:
         return model.replace(parts=tuple(map(_fit_inputs, model.parts, samples)))
     if not isinstance(model, StandardModel):
         return model
-    if sample.cache is not None:
-        sample.cache.environment_options = _environment_options(model, sample.spin_scales)
     descriptor = model.descriptor.with_statistics(sample.graphs, protect=sample.protect, cache=sample.cache)
     fitting = _fit_parameters(model.fitting, sample.batches, sample.protect, sample.cache)
     return model.replace(descriptor=descriptor, fitting=fitting)
@@ -118,21 +120,6 @@ def _fit_outputs(model: Any, batches: Sequence[Batch], cache: StatCache | None) 
     bias, deviation = _fit_bias(model, batches, cache)
     dtype = global_dtype()
     return model.replace(out_bias=bias.astype(dtype), out_std=deviation.astype(dtype))
-
-
-def _environment_options(model: StandardModel, spin_scales: tuple[float, ...] | None) -> dict[str, Any]:
-    """What environment statistics depend on and `environment_key` leaves out."""
-    config = model.descriptor.config
-    found = {
-        "env_protection": getattr(config, "env_protection", 0.0),
-        "exclude_types": pairs(getattr(config, "exclude_types", ())),
-        "pair_exclude_types": pairs(model.pair_exclude_types),
-        "spin_scales": list(spin_scales or ()),
-    }
-    radii = model.descriptor.environment_radii()
-    for name, radius in zip(("rcut", "rcut_smth"), radii, strict=True):  # the key has two decimals
-        found[name] = 0.0 if radius == round(radius, 2) else radius
-    return found
 
 
 def _fit_parameters(fitting: Any, batches: Sequence[Batch], protect: float, cache: StatCache | None) -> Op:

@@ -402,7 +402,7 @@ def test_statistics_of_other_options_are_not_taken(path: Path, caplog: pytest.Lo
     cache.store_environment("abc", ITEMS)
     cache.store_output_bias({"energy": BIAS}, {"atom_exclude_types": [], "preset_out_bias": None})
     assert cache.environment("abc") == ITEMS and cache.output_bias("energy", dim=1) is not None
-    cache.environment_options = other
+    cache.graph_options = other
     assert cache.environment("abc") is None
     assert "env_protection is 0.5 (was null); exclude_types" in caplog.text
     assert cache.output_bias("energy", dim=1, options={"preset_out_bias": [1.0, None]}) is None
@@ -413,7 +413,7 @@ def test_statistics_of_other_options_are_not_taken(path: Path, caplog: pytest.Lo
         read.environment("abc")
     with pytest.raises(DataError, match="preset_out_bias is null"):
         read.output_bias("energy", dim=1)
-    read.environment_options = other
+    read.graph_options = other
     assert read.environment("abc") == ITEMS
     assert read.output_bias("energy", dim=1, options={"preset_out_bias": [1.0, None]}) is not None
     cache._store.remove(["O H/options"])  # as other writers leave it
@@ -427,7 +427,7 @@ def test_statistics_of_other_options_are_not_taken(path: Path, caplog: pytest.Lo
 def test_environment_whose_writing_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = StatCache(tmp_path / "stat", TYPE_MAP)
     cache.store_environment("abc", ITEMS)
-    cache.environment_options, put = {"env_protection": 0.5}, cache._store.put
+    cache.graph_options, put = {"env_protection": 0.5}, cache._store.put
 
     def killed(entries: Any) -> None:
         if any(name.endswith("options") for name in entries):
@@ -439,7 +439,7 @@ def test_environment_whose_writing_was_interrupted(tmp_path: Path, monkeypatch: 
     with pytest.raises(KeyboardInterrupt):
         cache.store_environment("abc", ITEMS)
     for options in ({}, {"env_protection": 0.5}):
-        cache.environment_options = options
+        cache.graph_options = options
         assert cache.environment("abc") is None
 
 

@@ -81,18 +81,15 @@ class DPA2(MessagePassing):
         own = 3 * flow.nlayers * (pairs + local) * self.repformer.davg.dtype.itemsize
         return own + sum(part.bytes_per_atom() for name, part in self.parts.items() if name != "repformer")
 
-    def environment_radii(self) -> tuple[float, float]:
-        return self.config.repinit.rcut, self.config.repinit.rcut_smth
-
     def with_statistics(
         self, graphs: Callable[[], Iterable[Graph]], *, protect: float, cache: StatCache | None = None
     ) -> DPA2:
-        # A cache describes one environment matrix: what it holds may be that of another part, with other options.
         def of(k: int) -> Callable[[], Iterator[Graph]]:
             return lambda: (split_views(graph, list(self.parts.values()))[k] for graph in graphs())
 
         changes = {
-            name: part.with_statistics(of(k), protect=protect) for k, (name, part) in enumerate(self.parts.items())
+            name: part.with_statistics(of(k), protect=protect, cache=cache)
+            for k, (name, part) in enumerate(self.parts.items())
         }
         return self.replace(**changes)
 

@@ -26,7 +26,7 @@ from dpmodel.nn.residual import make_residual
 from dpmodel.op import Array, buffer, child
 from dpmodel.ops import array_namespace, as_dtype, safe_norm, segment_outer, segment_sum, take_rows
 from dpmodel.precision import dtype_name
-from dpmodel.statistics.environment import environment_items, environment_key, environment_mean_and_deviation
+from dpmodel.statistics.environment import cached_environment_items, environment_mean_and_deviation
 from dpmodel.type_map import TypeChange
 
 if TYPE_CHECKING:
@@ -80,25 +80,16 @@ class DPA3(MessagePassing):
         angles = flow.a_sel**2 * (flow.a_dim + flow.e_dim) if flow.update_angle else 0
         return 3 * flow.nlayers * (edges + angles) * self.davg.dtype.itemsize
 
-    def environment_radii(self) -> tuple[float, float]:
-        return self.config.repflow.e_rcut, self.config.repflow.e_rcut_smth
-
     def with_statistics(
         self, graphs: Callable[[], Iterable[Graph]], *, protect: float, cache: StatCache | None = None
     ) -> DPA3:
         cfg, flow = self.config, self.config.repflow
         if flow.deviation > 0.0:
             return self.replace(dstd=np.full_like(np.asarray(self.dstd), flow.deviation))
-        shape: dict[str, Any] = {
-            "ntypes": self.ntypes, "rcut": flow.e_rcut, "rcut_smth": flow.e_rcut_smth, "sel": (flow.e_sel,),
-        }  # fmt: skip
-        key = environment_key(**shape, mixed_types=True)
-        items = None if cache is None else cache.environment(key)
-        if items is None:
-            options: dict[str, Any] = {"protection": cfg.env_protection, "exclude_types": cfg.exclude_types}
-            items = environment_items(graphs(), 0, **shape, **options)
-            if cache is not None:
-                cache.store_environment(key, items)
+        items = cached_environment_items(
+            graphs, cache, ntypes=self.ntypes, rcut=flow.e_rcut, rcut_smth=flow.e_rcut_smth, sel=(flow.e_sel,),
+            mixed_types=True, protection=cfg.env_protection, exclude_types=cfg.exclude_types,
+        )  # fmt: skip
         _, dstd = environment_mean_and_deviation(items, self.ntypes, protect=protect)
         return self.replace(dstd=dstd.astype(self.dstd.dtype))
 
