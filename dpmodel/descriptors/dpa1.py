@@ -177,7 +177,22 @@ class DPA1(MixedDescriptor):
         rows = xp.where(real[:, :, None], rows, xp.zeros_like(rows))
         s = take_rows(switch, slots.edge)[:, :, 0]
         s = xp.where(real, s, xp.zeros_like(s))
-        g = self._embed(rows[:, :, :1], kind, centre[:, None], s[:, :, None], table)
+        moment = self._gather(rows, kind, centre, real, s, table) + self._empty(slots, centre, table)
+        moment = moment / float(self.nnei)
+        second = moment[:, : cfg.axis_neuron, :]
+        if self.degree_gain is not None:
+            second = second * self._weights()
+        node = xp.matmul(moment, xp.permute_dims(second, (0, 2, 1)))
+        return xp.reshape(node, (node.shape[0], self.dim_emb * cfg.axis_neuron)), moment
+
+    def _gather(self, rows: Array, neighbour: Array, centre: Array, real: Array, s: Array, table: Array) -> Array:
+        """(n, M, columns): sum over the occupied slots of g (x) B.
+
+        rows: (n, w, columns), B. neighbour: (n, w) and centre: (n,), types. real: (n, w), slots that take part.
+        s: (n, w), 0 elsewhere.
+        """
+        xp = array_namespace(rows)
+        g = self._embed(rows[:, :, :1], neighbour, centre[:, None], s[:, :, None], table)
         if self.attention:
             v = rows[:, :, 1:4]
             u = v / xp.maximum(safe_norm(v, keepdims=True), xp.full_like(v[:, :, :1], 1e-12))
@@ -185,13 +200,7 @@ class DPA1(MixedDescriptor):
             hidden = float(self.nnei) - as_dtype(xp.sum(as_dtype(real, "int64"), axis=1), g.dtype)
             for layer in self.attention:
                 g = layer(g, real, s, cosine, hidden)
-        moment = xp.matmul(xp.permute_dims(g, (0, 2, 1)), rows) + self._empty(slots, centre, table)
-        moment = moment / float(self.nnei)
-        second = moment[:, : cfg.axis_neuron, :]
-        if self.degree_gain is not None:
-            second = second * self._weights()
-        node = xp.matmul(moment, xp.permute_dims(second, (0, 2, 1)))
-        return xp.reshape(node, (node.shape[0], self.dim_emb * cfg.axis_neuron)), moment
+        return xp.matmul(xp.permute_dims(g, (0, 2, 1)), rows)
 
     def _embed(self, x: Array, neighbour: Array, centre: Array, s: Array, table: Array) -> Array:
         """g before the attention. x, s: (..., 1). neighbour, centre: types that broadcast to (...)."""

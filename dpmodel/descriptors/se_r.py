@@ -18,7 +18,7 @@ from dpmodel.descriptors.environment import EnvironmentDescriptor, TypedConfig, 
 from dpmodel.graph import Graph
 from dpmodel.nn import MLP, child_seed
 from dpmodel.nn.mlp import Seed
-from dpmodel.op import child
+from dpmodel.op import Array, child
 from dpmodel.ops import array_namespace, take_rows, zeros
 from dpmodel.type_map import TypeChange
 
@@ -75,7 +75,11 @@ class SeR(EnvironmentDescriptor):
             left_out = excluded(self.config.exclude_types, atype, xp.full_like(atype, t))
             if left_out is not None:
                 x = xp.where(left_out[:, None, None], xp.zeros_like(x), x)
-            g = net(x)
-            total = total + xp.sum(xp.where(slots.mask[:, :, None], g, xp.zeros_like(g)), axis=1)
+            total = total + self._embed(net, x, slots.mask)
             total = total + self._empty_slots(t, slots)[:, None] * take_rows(net(empty), atype)
         return Features(node=total / (5.0 * self.nnei))
+
+    def _embed(self, network: MLP, x: Array, mask: Array) -> Array:
+        """(n, w, 1), (n, w) -> (n, M): sum over the occupied slots of Net(x)."""
+        xp, g = array_namespace(x), network(x)
+        return xp.sum(xp.where(mask[:, :, None], g, xp.zeros_like(g)), axis=1)

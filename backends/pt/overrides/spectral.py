@@ -1,197 +1,119 @@
-"""se_e2_a through Chebyshev expansions of its embedding nets.
+"""se_e2_a, se_e2_r, and dpa1 without attention, through Chebyshev expansions of their embedding nets.
 
-An embedding net of se_e2_a is a function of one number s. On the interval that the neighbours of a call occupy
-it is expanded as Net(s) = sum_k V[k] T_k(z(s)), with V from the net's values at K Chebyshev nodes (Trefethen,
-Approximation Theory and Approximation Practice, ch. 3-4). Then
+For a given pair of types an embedding net is a function of one number s, so
 
-    G_i = sum_j Net(s_ij) (x) R_ij = V^T B_i,    B_i = sum_j T(z_ij) (x) R_ij          (K, 4)
+    sum_j Net(s_ij) (x) R_ij = V^T B_i,    B_i = sum_j T(z_ij) (x) R_ij          (K, 4)
 
-so the net runs K times instead of once per neighbour, and no tensor is as wide as the net. Nets are analytic where
-their activations are: the coefficients fall geometrically to rounding. K is doubled until they do; where they do not
-(relu, say), the direct form of the reference is used. Gradients of the weights flow through V.
-
-The derivatives are written out: the first with respect to s, R, V and the second as training on forces needs it.
+with the polynomials T and coefficients V of `chebyshev`: the net runs K times instead of once per neighbour, and no
+tensor is as wide as the net. Where the coefficients do not fall to rounding (relu, say), the direct form of the
+reference is used. Gradients of the weights flow through V.
 """
 
 from __future__ import annotations
 
-import functools
-import math
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
-from dpmodel.descriptors import SeA
-from dpmodel.nn import MLP
+from dpmodel.descriptors import DPA1, SeA, SeR
+from dpmodel.nn import MLP, joint_net, pair_table
 
-__all__ = ["SpectralSeA"]
+from .chebyshev import Interval, coefficients, interval_of, moments
 
-ORDERS = {torch.float32: (16, 24, 32, 48, 64), torch.float64: (32, 48, 64, 96, 128)}
-"""Numbers of terms to try, by precision."""
-TAIL = 4
-"""How many of the last coefficients must have fallen to rounding."""
-MARGIN = 0.05
-"""The interval is widened by this share on both sides: derivatives lose precision at its very ends."""
+__all__ = ["SpectralDPA1", "SpectralSeA", "SpectralSeR"]
+
+MOST_TYPES = 8
+"""More types of neighbours are computed directly: each takes columns of its own."""
 
 
 class SpectralSeA(SeA):
     """See the module's docstring."""
 
     def _embed(self, network: MLP, table: Any) -> Any:
-        if table.shape[0] * table.shape[1] < 256 or table.dtype not in ORDERS:
-            return super()._embed(network, table)
         s = table[:, :, 0]
-        low, high = torch.stack(torch.aminmax(s.detach())).tolist()
-        if not (math.isfinite(low) and math.isfinite(high)):
+        where = interval_of(s)
+        v = None if where is None else coefficients(network, where, table)
+        if where is None or v is None:
             return super()._embed(network, table)
-        pad = MARGIN * max(high - low, 1e-3)
-        centre, half = 0.5 * (low + high), 0.5 * (high - low) + pad
-        values = coefficients(network, centre, half, table)
-        if values is None:
-            return super()._embed(network, table)
-        return _Moments.apply(s, table, values, centre, half)
+        return _contract(moments(s, table, v.shape[0], where), v).transpose(1, 2)
 
 
-def coefficients(network: MLP, centre: float, half: float, like: torch.Tensor) -> torch.Tensor | None:
-    """(K, M) Chebyshev coefficients of the net on centre +- half; None where they do not fall to rounding."""
-    small = 8 * torch.finfo(like.dtype).eps
-    for order in ORDERS[like.dtype]:
-        nodes, transform = _nodes(order, like.dtype, like.device)
-        v = transform @ network((centre + half * nodes)[:, None])
-        size = v.detach().abs()
-        tail, largest = torch.stack((size[-TAIL:].max(), size.max())).tolist()
-        if tail <= small * largest:
-            return v
-    return None
+class SpectralSeR(SeR):
+    """See the module's docstring. R is 1 where there is a neighbour."""
+
+    def _embed(self, network: MLP, x: Any, mask: Any) -> Any:
+        s = x[:, :, 0]
+        where = interval_of(s)
+        v = None if where is None else coefficients(network, where, x)
+        if where is None or v is None:
+            return super()._embed(network, x, mask)
+        return _contract(moments(s, mask[:, :, None].to(x.dtype), v.shape[0], where), v)[:, 0, :]
 
 
-@functools.cache
-def _nodes(order: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Chebyshev nodes (order,) and the matrix (order, order) from values there to coefficients.
+class SpectralDPA1(DPA1):
+    """See the module's docstring; with a net for every pair of types.
 
-    The angle k (2 j + 1) pi / (2 order) is reduced to one turn in integers: large arguments would cost the cosine
-    digits that the test of the tail needs.
-    """
-    j, k = np.arange(order), np.arange(order)[:, None]
-    transform = 2.0 / order * np.cos(np.pi * ((k * (2 * j + 1)) % (4 * order)) / (2 * order))
-    transform[0] *= 0.5
-    nodes = np.cos(np.pi * (2 * j + 1) / (2 * order))
-    return torch.as_tensor(nodes, dtype=dtype, device=device), torch.as_tensor(transform, dtype=dtype, device=device)
-
-
-def _basis(s: torch.Tensor, order: int, centre: float, half: float, derivatives: int) -> list[torch.Tensor]:
-    """T_k(z(s)) and its derivatives with respect to s, each (n, order, w), from the three-term recurrences.
-
-    Stored with the order as the slowest axis, so that every step works on contiguous memory.
-    """
-    z = ((s - centre) / half).contiguous()
-    out = [s.new_empty((order, *s.shape)) for _ in range(derivatives + 1)]
-    out[0][0] = 1.0
-    out[0][1] = z
-    for d in range(1, derivatives + 1):
-        out[d][0] = 0.0
-        out[d][1] = 1.0 / half if d == 1 else 0.0
-    double = 2.0 * z
-    for k in range(2, order):
-        for d in range(derivatives + 1):
-            torch.mul(double, out[d][k - 1], out=out[d][k])
-            out[d][k].sub_(out[d][k - 2])
-            if d:  # (z T)' = T dz + z T', and so on
-                out[d][k].add_(out[d - 1][k - 1], alpha=2.0 * d / half)
-    return [b.permute(1, 0, 2) for b in out]
-
-
-class _Moments(torch.autograd.Function):
-    """G (n, M, 4) from s (n, w), R (n, w, 4), V (K, M)."""
-
-    @staticmethod
-    def forward(ctx: Any, s: Any, r: Any, v: Any, centre: float, half: float) -> Any:
-        basis = _basis(s, v.shape[0], centre, half, 1 if ctx.needs_input_grad[0] else 0)
-        moments = torch.bmm(basis[0], r)  # (n, K, 4)
-        ctx.save_for_backward(s, r, v, moments, *basis)
-        ctx.interval = (centre, half)
-        return torch.matmul(v.t(), moments)
-
-    @staticmethod
-    def backward(ctx: Any, a: Any) -> Any:
-        s, r, v, moments, *basis = ctx.saved_tensors
-        ds = dr = dv = None
-        if ctx.needs_input_grad[0]:
-            ds, dr = _Slopes.apply(a, r.detach(), v, *basis)
-            if torch.is_grad_enabled():
-                zero_s, zero_r = _Curvature.apply(s, r, a.detach(), v.detach(), basis[1], *ctx.interval)
-                ds, dr = ds + zero_s, dr + zero_r
-        if ctx.needs_input_grad[2]:
-            if torch.is_grad_enabled():
-                moments = _Expansion.apply(s, r, basis[0], *ctx.interval)
-            dv = _sum_outer(moments, a)
-        return ds, dr, dv, None, None
-
-
-class _Expansion(torch.autograd.Function):
-    """B (n, K, 4) from s (n, w) and R (n, w, 4), for derivatives of the weights' gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, s: Any, r: Any, t0: Any, centre: float, half: float) -> Any:
-        ctx.save_for_backward(s, r, t0)
-        ctx.interval = (centre, half)
-        return torch.bmm(t0, r)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g: Any) -> Any:
-        s, r, t0 = ctx.saved_tensors
-        centre, half = ctx.interval
-        t1 = _basis(s, t0.shape[1], centre, half, 1)[1]
-        return (torch.bmm(t1.transpose(1, 2), g) * r).sum(-1), torch.bmm(t0.transpose(1, 2), g), None, None, None
-
-
-class _Slopes(torch.autograd.Function):
-    """The first derivatives with respect to s (n, w) and R (n, w, 4), for A = dE/dG (n, M, 4).
-
-    With P = V A (n, K, 4): dR = T^T P and ds = sum_c (T'^T P)_c R_c. Differentiable again in A and V.
+    Their sums differ in the neighbours that take part and in weights, which R takes along: one block of columns for each.
     """
 
-    @staticmethod
-    def forward(ctx: Any, a: Any, r: Any, v: Any, t0: Any, t1: Any) -> Any:
-        ctx.save_for_backward(a, r, v, t0, t1)
-        p = torch.matmul(v, a)
-        return (torch.bmm(t1.transpose(1, 2), p) * r).sum(-1), torch.bmm(t0.transpose(1, 2), p)
+    def _gather(self, rows: Any, neighbour: Any, centre: Any, real: Any, s: Any, table: Any) -> Any:
+        where = None if self.attention else interval_of(rows[:, :, 0])
+        blocks = None if where is None else self._blocks(where, rows, neighbour, centre, s, table)
+        if where is None or blocks is None:
+            return super()._gather(rows, neighbour, centre, real, s, table)
+        n, w, c = rows.shape
+        q, k, m = blocks.u.shape[1:]
+        columns = (rows[:, :, :, None] * blocks.weights[:, :, None, :]).reshape(n, w, c * q)
+        sums = moments(rows[:, :, 0], columns, k, where).reshape(n, c, q * k)
+        if blocks.u.shape[0] == 1:
+            return _contract(sums, blocks.u[0].reshape(q * k, m)).transpose(1, 2)
+        members = [(blocks.place == number).nonzero()[:, 0] for number in range(blocks.u.shape[0])]
+        parts = [_contract(sums[own], u.reshape(q * k, m)) for own, u in zip(members, blocks.u, strict=True)]
+        return torch.cat(parts)[torch.argsort(torch.cat(members))].transpose(1, 2)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gs: Any, gr: Any) -> Any:
-        a, r, v, t0, t1 = ctx.saved_tensors
-        gp = torch.bmm(t0, gr)
-        gp += torch.bmm(t1, gs[:, :, None] * r)
-        return torch.matmul(v.t(), gp), None, _sum_outer(gp, a), None, None
+    def _blocks(self, where: Interval, rows: Any, neighbour: Any, centre: Any, s: Any, table: Any) -> _Blocks | None:
+        """None where an expansion does not pay, or does not fall to rounding."""
+        kinds, centres = torch.unique(neighbour), torch.unique(centre)
+        if self.config.type_one_side:
+            centres = centres[:1]
+        if len(kinds) > MOST_TYPES or len(kinds) * len(centres) * 64 > neighbour.numel():
+            return None
+        place = torch.searchsorted(centres, centre) if len(centres) > 1 else None
+        of_kind = (neighbour[:, :, None] == kinds).to(rows.dtype)
+        if self.type_net is None:
+            pairs = (kinds,) if self.config.type_one_side else (kinds, centres[:, None])
+            index = [each.expand(len(centres), len(kinds))[:, :, None] for each in pairs]
+
+            def nets(x: Any) -> Any:
+                return joint_net(self.net, x.expand(len(centres), len(kinds), *x.shape), table, index)
+
+            u = coefficients(nets, where, rows)
+            return None if u is None else _Blocks(of_kind, u, place)
+        v = coefficients(self.net, where, rows)
+        if v is None:
+            return None
+        if self.config.type_one_side:
+            factor = self.type_net(table)[kinds][None]
+        else:
+            factor = pair_table(self.type_net, table)[centres[:, None] * table.shape[0] + kinds]
+        u = v * factor[:, :, None, :]
+        if not self.config.smooth():
+            return _Blocks(of_kind, u + v, place)
+        weights = torch.cat((torch.ones_like(s)[:, :, None], of_kind * s[:, :, None]), dim=2)
+        return _Blocks(weights, torch.cat((v.expand(len(centres), 1, *v.shape), u), dim=1), place)
 
 
-class _Curvature(torch.autograd.Function):
-    """Zero, with the derivatives of the slopes with respect to s and R.
+class _Blocks(NamedTuple):
+    """The nets of all pairs of types: g_ij = sum_q weights[i, j, q] sum_k u[place[i], q, k] T_k(z_ij)."""
 
-    A node of its own: training on forces differentiates with respect to weights alone, and then never runs it.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, s: Any, r: Any, a: Any, v: Any, t1: Any, centre: float, half: float) -> Any:
-        ctx.save_for_backward(s, r, a, v, t1)
-        ctx.interval = (centre, half)
-        return s.new_zeros(()).expand(s.shape), s.new_zeros(()).expand(r.shape)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gs: Any, gr: Any) -> Any:
-        s, r, a, v, t1 = ctx.saved_tensors
-        centre, half = ctx.interval
-        p = torch.matmul(v, a)
-        q1 = torch.bmm(t1.transpose(1, 2), p)
-        q2 = torch.bmm(_basis(s, v.shape[0], centre, half, 2)[2].transpose(1, 2), p)
-        ds = (q1 * gr).sum(-1) + gs * (q2 * r).sum(-1)
-        return ds, gs[:, :, None] * q1, None, None, None, None, None
+    weights: torch.Tensor
+    """(n, w, Q)."""
+    u: torch.Tensor
+    """(C, Q, K, M), C types of centres, or 1 for all."""
+    place: torch.Tensor | None
+    """(n,): which of them; None for one."""
 
 
-def _sum_outer(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """(n, K, 4), (n, M, 4) -> (K, M): sum over atoms and components."""
-    return x.permute(1, 0, 2).reshape(x.shape[1], -1) @ y.permute(1, 0, 2).reshape(y.shape[1], -1).t()
+def _contract(sums: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """(n, c, K), (K, M) -> (n, c, M), as one product of matrices."""
+    return (sums.reshape(-1, sums.shape[2]) @ v).reshape(*sums.shape[:2], v.shape[1])
