@@ -19,6 +19,8 @@ from dpmodel.files.model_file import ModelFile, write_model
 from dpmodel.fittings import EnerFittingConfig
 from dpmodel.models import Model, StandardModel
 
+from .family import small
+
 
 def small_se_a(**fitting: object) -> Model:
     """Two types, a cutoff of 4 Å; numbers of the size that trained models have."""
@@ -48,7 +50,7 @@ def small_dpa3(precision: str = "float64", *, nlayers: int = 2, **options: objec
 @pytest.fixture(scope="session")
 def models() -> SimpleNamespace:
     """The makers of small models."""
-    return SimpleNamespace(small_se_a=small_se_a, small_dpa3=small_dpa3)
+    return SimpleNamespace(small_se_a=small_se_a, small_dpa3=small_dpa3, small=small)
 
 
 @pytest.fixture(scope="session")

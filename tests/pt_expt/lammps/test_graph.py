@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -30,6 +33,13 @@ def as_json(request):
     }  # fmt: skip
 
 
+SPIN_SCALES = [0.3, -0.2]
+
+
+def spins(atoms: Atoms) -> Atoms:
+    return dataclasses.replace(atoms, spin=np.random.default_rng(6).normal(size=atoms.coord.shape))
+
+
 def read_dump(path):
     arrays = {}
     for line in path.read_text().splitlines():
@@ -44,6 +54,11 @@ def virtual(atoms: Atoms) -> Atoms:
     kind = atoms.kind.copy()
     kind[::5] = 2
     return Atoms(atoms.coord, kind, atoms.cell, atoms.boundary)
+
+
+def metadata_of(path):
+    with zipfile.ZipFile(path) as archive:
+        return json.loads(archive.read(next(name for name in archive.namelist() if name.endswith("dpmodel.json"))))
 
 
 @pytest.mark.parametrize("atoms", [cube(), virtual(cube()), triclinic()], ids=["cube", "NULL", "triclinic"])
@@ -79,3 +94,52 @@ def test_equal_to_python(lammps, make_script, se_a_pt2, tmp_path, atoms, exclude
     inside = owner < n
     np.testing.assert_array_equal(owner[inside], expected["neighbour"][inside])
     np.testing.assert_array_equal(found["atype"][owner], expected["atype"][expected["neighbour"]])
+
+
+@pytest.mark.parametrize("atoms", [cube(), virtual(cube()), triclinic()], ids=["cube", "NULL", "triclinic"])
+def test_virtual_atoms_equal_those_of_python(lammps, make_script, se_a_pt2, tmp_path, atoms):
+    """Both of every atom see both of every neighbour, those further away than the cutoff from the atoms themselves too."""
+    atoms = spins(atoms)
+    requests = (REQUESTS[0], REQUESTS[2], dataclasses.replace(REQUESTS[1], sel=(4, 6, 5, 3)))
+    outputs = metadata_of(se_a_pt2)["outputs"]
+    keys = {
+        "requests": [as_json(r) for r in requests], "pair_exclude_types": [[1, 3]], "group_by_type": True, "graph_types": 4,
+        "spin_scales": SPIN_SCALES, "outputs": [*outputs, {**outputs[-1], "name": "force_mag"}],
+    }  # fmt: skip
+    changed(se_a_pt2, tmp_path / "other.pt2", **keys)
+    names = "O H NULL" if atoms.kind.max() == 2 else "O H"
+    text = make_script(atoms, "other.pt2", names=names, before="atom_modify sort 0 0.0")
+    lammps.run(text, env={"DPMODEL_TEST_DUMP": str(tmp_path / "dump")})
+    found = read_dump(tmp_path / "dump")
+
+    types = np.where(atoms.kind == 2, -1, atoms.kind)
+    builder = GraphBuilder(
+        requests=requests, ntypes=4, exclude_pairs=((1, 3),), group_by_type=True, spin_scales=tuple(SPIN_SCALES)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # sel is too small on purpose
+        graph = builder.build(atoms.coord[None], types[None], atoms.cell[None], spin=atoms.spin[None])
+    expected = {leaf.path: leaf.array for leaf in sized(graph)}
+    assert found.keys() - {"comm.handle"} == expected.keys()
+    n, s = 2 * len(atoms.coord), len(atoms.coord)
+    assert np.any(expected["neighbour"] >= s)
+    of_ghosts = ("virtual.real", "virtual.virtual", "virtual.shift", "virtual.scale", "virtual.frame")
+    for name, array in expected.items():
+        if name in ("atype", "neighbour", "edge_vec"):
+            continue
+        ours = found[name][:s] if name in of_ghosts else found[name]
+        np.testing.assert_allclose(ours, array, rtol=0, atol=1e-15, err_msg=name)
+    np.testing.assert_allclose(found["edge_vec"], expected["edge_vec"], rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(found["atype"][:n], expected["atype"])
+    owner = found["neighbour"].astype(int)
+    inside = owner < n
+    np.testing.assert_array_equal(owner[inside], expected["neighbour"][inside])
+    np.testing.assert_array_equal(found["atype"][owner], expected["atype"][expected["neighbour"]])
+    # Ghosts come in pairs too: a real atom and the one that is displaced from it.
+    real, moved = (found[f"virtual.{name}"][s:].astype(int) for name in ("real", "virtual"))
+    assert sorted([*real, *moved]) == list(range(n, len(found["atype"])))
+    seen = found["atype"][real] >= 0
+    np.testing.assert_array_equal(found["atype"][moved][seen], found["atype"][real][seen] + 2)
+    np.testing.assert_array_equal(
+        found["virtual.scale"][s:][seen], np.array(SPIN_SCALES)[found["atype"][real][seen].astype(int)]
+    )

@@ -8,8 +8,10 @@
 #include "atom.h"
 #include "comm.h"
 #include "error.h"
+#include "fix.h"
 #include "force.h"
 #include "memory.h"
+#include "modify.h"
 #include "neigh_list.h"
 #include "neighbor.h"
 #include "update.h"
@@ -259,6 +261,9 @@ void PairDPModel::find_spin_reach() {
     error->all(FLERR, "Pair style dpmodel: this model takes spins: use atom_style spin (or hybrid spin ...) and set them");
   if (update->unit_style != std::string("metal"))
     error->all(FLERR, "Pair style dpmodel: spins need units metal, as all of LAMMPS's package SPIN");
+  if (!modify->get_fix_by_style("^nve/spin").empty())
+    error->all(FLERR, "Pair style dpmodel: fix nve/spin takes torques from LAMMPS's own pair styles alone and would leave out the "
+                      "model's; min_style spin and fix nve work");
   double mine = 0.0;
   const auto &scales = model_->about.spin_scales;
   for (int i = 0; i < atom->nlocal; ++i)
