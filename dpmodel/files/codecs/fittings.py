@@ -108,7 +108,7 @@ def _write_fitting(
 ) -> dict[str, Any]:
     """extra: keys of this kind. left_out: options of the section that are not stored."""
     cfg = op.config
-    skip = ("seed", "trainable", "atom_ener", "default_fparam", "sel_type", *left_out)
+    skip = ("seed", "trainable", "atom_ener", "default_fparam", *left_out)
     shared = {name: thaw(getattr(cfg, name)) for name in cfg.options() if name not in skip}
     n_extra = cfg.numb_fparam + (0 if cfg.use_aparam_as_mask else cfg.numb_aparam) + cfg.dim_case_embd
     return {
