@@ -1,0 +1,97 @@
+"""Models trained here and read there; trained there and read here; inputs of DeePMD-kit run here unchanged."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from inputs import STEPS, input_files, write_input
+from models import Differences, Exchange, exchange, probe, tolerance_of
+from sides import Peer, PeerError, differences, evaluate
+
+import dpmodel
+from dpmodel.cli import main as dpmodel_command
+
+__all__ = ["Training", "trained_models"]
+
+
+@dataclasses.dataclass
+class Training:
+    """One input, trained by both."""
+
+    name: str
+    ours: Exchange
+    """The model that we trained, in DeePMD-kit."""
+    theirs: Differences
+    """The checkpoint that DeePMD-kit trained (`.pt`), converted here, against DeePMD-kit; or its message."""
+    normalised: str
+    """What came of running DeePMD-kit's own normalised input (`out.json`) here."""
+    tolerance: float
+
+    def holds(self) -> bool:
+        """Whether everything that DeePMD-kit could do holds."""
+        theirs = isinstance(self.theirs, str) or max(self.theirs.values()) <= self.tolerance
+        return self.ours.verdict(".pth") == "equal" and theirs and not self.normalised.startswith("error")
+
+
+def trained_models(peer: Peer, scratch: Path, only: str) -> Iterator[Training]:
+    """Every input whose name contains `only`."""
+    for name, section in input_files().items():
+        if only in name:
+            yield _train(peer, scratch / name, section)
+
+
+def _train(peer: Peer, folder: Path, section: dict[str, Any]) -> Training:
+    folder.mkdir()
+    ours = _ours(peer, write_input(section, folder / "ours"), folder.name)
+    path = write_input(section, folder / "theirs")
+    normalised, tolerance = "-", ours.tolerance
+    theirs: Differences
+    try:
+        checkpoint = Path(peer.ask("train", input=str(path))["checkpoint"])
+        theirs = _theirs(peer, checkpoint)
+    except PeerError as problem:
+        theirs = str(problem)
+    if (output := path.with_name("out.json")).exists():
+        again = write_input(json.loads(output.read_text(encoding="utf-8")), folder / "again")
+        try:
+            command("train", again, backend="pt")
+            normalised = f"{STEPS} steps"
+        except Exception as problem:  # noqa: BLE001 - whatever goes wrong is the result
+            normalised = f"error: {problem}"
+    return Training(folder.name, ours, theirs, normalised, tolerance)
+
+
+def command(name: str, path: Path, *arguments: str, **options: str) -> None:
+    """`dpmodel NAME FILE ...` in the folder of the file. Raises RuntimeError where it fails."""
+    more = [word for key, value in options.items() for word in (f"--{key}", value)]
+    with contextlib.chdir(path.parent):
+        status = dpmodel_command([name, path.name, *arguments, *more])
+    if status:
+        raise RuntimeError(f"dpmodel {name}: exit status {status}")
+
+
+def _ours(peer: Peer, path: Path, name: str) -> Exchange:
+    """Train here, convert, evaluate there."""
+    command("train", path, backend="pt")
+    checkpoint = path.with_name("model.ckpt.dp")
+    command("convert", checkpoint, "model.dp")
+    potential = dpmodel.load(path.with_name("model.dp"), backend="pt")
+    frames = probe(potential.model)
+    found = exchange(peer, path.with_name("model.dp"), potential, evaluate(potential, frames), frames)
+    return Exchange(name, tolerance_of(potential.model), found, {})
+
+
+def _theirs(peer: Peer, checkpoint: Path) -> dict[str, float]:
+    """Convert a checkpoint of DeePMD-kit here, and evaluate it on both sides."""
+    command("convert", checkpoint, "converted.dp")
+    potential = dpmodel.load(checkpoint.with_name("converted.dp"), backend="pt")
+    model, frames = potential.model, probe(potential.model)
+    expected = peer.evaluate(checkpoint, frames, (model.output().reduced, model.output().atomic))
+    return differences(evaluate(potential, frames), expected, summed=model.message_passing)
+
+
