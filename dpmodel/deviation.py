@@ -235,6 +235,8 @@ def _requests(potentials: Sequence[Potential]) -> tuple[LabelRequest, ...]:
     found = {label.name: label for label in (labels.ENERGY, labels.FORCE, labels.VIRIAL)}
     for each in potentials:
         for request in requests_of(each):
+            if request.name not in INPUTS:
+                continue
             known = found.get(request.name, request)
             if known.shape != request.shape:
                 raise InputError(
@@ -251,7 +253,7 @@ def _check_labels(system: System) -> None:
 
 
 def _of_batch(potentials: Sequence[Potential], batch: Batch, path: str, options: Mapping[str, Any]) -> Deviation:
-    given = {name: batch.labels[name] for name in INPUTS if batch.found.get(name, 0.0) > 0}
+    given: dict[str, Any] = {name: batch.labels[name] for name in INPUTS if batch.found.get(name, 0.0) > 0}
     try:
         return model_deviation(potentials, batch.coord, batch.atype, batch.cell, pbc=batch.pbc, **options, **given)
     except InputError as problem:

@@ -115,7 +115,7 @@ def energy_function(
 
 
 def _need_double() -> None:
-    if not jax.config.jax_enable_x64:
+    if jnp.zeros(()).dtype != jnp.float64:
         raise BackendError('models compute in float64: call jax.config.update("jax_enable_x64", True) at the start')
 
 

@@ -29,7 +29,7 @@ __all__ = ["ModelDriver"]
 
 
 @Driver.register("dpmodel")
-class ModelDriver(Driver):  # type: ignore[misc]  # dpdata has no type information
+class ModelDriver(Driver):
     """Labels systems with a potential. Atoms keep their order; types are matched by symbol."""
 
     def __init__(
