@@ -175,18 +175,26 @@ def _add_test(commands: Any) -> None:
 
 
 def _add_freeze(commands: Any) -> None:
-    parser = _add_command(commands, "freeze", "Compile a model into one file for LAMMPS, for one process and for many.")
+    parser = _add_command(commands, "freeze", "Compile a model into one file: .pt2 for LAMMPS, .hlo for JAX.")
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", help="a model file, a checkpoint, or the folder of a run; default: ."
     )
     parser.add_argument(
         "-c", "--checkpoint", "--checkpoint-folder", metavar="MODEL", help="the same, as users of the family write it"
     )
-    parser.add_argument("-o", "--output", default="model.pt2", metavar="FILE", help="where it goes; default: model.pt2")
+    parser.add_argument(
+        "-o",
+        "--output",
+        default="model.pt2",
+        metavar="FILE",
+        help=".pt2: compiled for one process and many; .hlo: a StableHLO program; default: model.pt2",
+    )
     parser.add_argument(
         "--head", "--model-branch", dest="head", metavar="NAME", help="the branch of a multi-task .pt file"
     )
-    parser.add_argument("--atomic-virial", action="store_true", help="compile per-atom virials (stresses) too")
+    parser.add_argument(
+        "--atomic-virial", action="store_true", help="compile per-atom virials (stresses) too; a .hlo has them always"
+    )
     for flag in ("-n", "--node-names", "-w", "--nvnmd-weight", "--lower-kind"):
         parser.add_argument(flag, const="; leave it out", action=_Unavailable, metavar="X", help=argparse.SUPPRESS)
     parser.add_argument("--hessian", const="; leave it out", nargs=0, action=_Unavailable, help=argparse.SUPPRESS)

@@ -36,7 +36,7 @@ TARGETS = {
     ".pte": f"exporting compiled models is not available in this version; {_WRITE_DP}",
     ".pb": f"TensorFlow graphs are not written; {_WRITE_DP}",
     ".pd": f"Paddle checkpoints are not written; {_WRITE_DP}",
-    ".hlo": f"compiled programs are not written; {_WRITE_DP}",
+    ".hlo": "`dpmodel freeze -o {name}` exports programs",
     ".jax": f"Orbax checkpoints are not written; {_WRITE_DP}",
     ".savedmodel": f"TensorFlow SavedModels are not written; {_WRITE_DP}",
     ".savedmodeltf": f"TensorFlow SavedModels are not written; {_WRITE_DP}",

@@ -28,7 +28,8 @@ def run(args: argparse.Namespace) -> None:
     freeze(source, args.output, head=args.head, atomic_virial=args.atomic_virial)
     seconds = time.monotonic() - start
     print(f"{source} -> {args.output} (compiled and compared with the model in {seconds:.0f} s)")
-    if all(installed_versions().values()) and not plugin_folder().exists():
+    lammps = Path(args.output).suffix.lower() == ".pt2" and all(installed_versions().values())
+    if lammps and not plugin_folder().exists():
         print("LAMMPS reads it with `pair_style dpmodel`, which `dpmodel lammps build` installs once")
 
 

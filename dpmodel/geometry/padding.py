@@ -31,8 +31,12 @@ _SMALLEST_PRIVATE = 4
 """Smallest bucket of all other axes."""
 _WASTE = 2.0
 """An earlier bucket is used again while it is at most this much larger than a fresh one."""
-_NEGLIGIBLE = 4096
+_NEGLIGIBLE = 16384
 """Numbers in a graph that is so small that its size does not matter."""
+_FRAMES = 16
+"""Frames that cost nothing."""
+_MANY = 3
+"""So many sizes, and each so many more, double what is wasteful: compiling takes longer than many steps."""
 
 
 def graph_sizes(graph: Graph) -> dict[str, int]:
@@ -65,8 +69,9 @@ class Buckets:
     """Sizes that graphs share, so that a compiled function meets few of them in a long run over many systems.
 
     A graph takes the smallest sizes known so far that hold it in at most twice the numbers that sizes of its own would
-    need. Otherwise sizes are added that hold it and, within the same bound, what earlier ones held. What is chosen
-    depends on the graphs before, so `known` belongs to the state of a run that is to be repeated exactly.
+    need (four times, eight times ... once there are many). Otherwise sizes are added that hold it and, within the same
+    bound, what earlier ones held. What is chosen depends on the graphs before, so `known` belongs to the state of a run
+    that is to be repeated exactly.
     """
 
     def __init__(self, known: Iterable[Sizes] = ()) -> None:
@@ -75,16 +80,17 @@ class Buckets:
     def choose(self, *graphs: Graph) -> Sizes:
         """Sizes that hold each of the graphs, which have the same structure (parts of one batch)."""
         fresh = _largest(*map(bucket_sizes, graphs))
+        fresh["frames"] = max(fresh["frames"], _FRAMES)
         least = _largest(*map(_least_sizes, graphs))
-        bound = max(_WASTE * _count(graphs[0], fresh), _NEGLIGIBLE)
         alike = [sizes for sizes in self.known if sizes.keys() == fresh.keys()]
         alike.sort(key=lambda sizes: _count(graphs[0], sizes))
+        bound = max(_WASTE * 2 ** (len(alike) // _MANY) * _count(graphs[0], fresh), _NEGLIGIBLE)
         for sizes in alike:
             if _holds(sizes, least) and _count(graphs[0], sizes) <= bound:
                 return sizes
         for sizes in alike:
-            # What outgrew earlier sizes once is likely to grow again: a step more than is needed now.
-            wider = {axis: _step(size) if size > sizes[axis] else size for axis, size in fresh.items()}
+            # What outgrew earlier sizes once is likely to grow again: more than is needed now.
+            wider = {axis: _step(_step(size)) if size > sizes[axis] else size for axis, size in fresh.items()}
             wider["nodes"] = wider["atoms"] + fresh["nodes"] - fresh["atoms"]
             both = _largest(wider, sizes)
             if _count(graphs[0], both) <= bound:

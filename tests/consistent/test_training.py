@@ -89,8 +89,11 @@ TRAINERS = {
     "pt": functools.partial(backend, name="pt"),
     "pt_expt": functools.partial(backend, name="pt_expt"),
     "pt_expt_traced": functools.partial(backend, name="pt_expt", compile=True),
+    "jax": functools.partial(backend, name="jax"),
 }
-"""What is compiled runs as it was traced; Inductor takes minutes per model (see tests/pt_expt)."""
+"""What pt_expt compiles runs as it was traced; Inductor takes minutes per model (see tests/pt_expt)."""
+COMPILERS = {"pt_expt_traced": (), "jax": ("ener_mse__se_e2_a", "ener_mse__dpa3_official", "spin_mae__spin_sea")}
+"""What takes many seconds per case, and the cases that are not left to the night."""
 
 
 @pytest.fixture
@@ -101,9 +104,15 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore::dpmodel.geometry.build.TruncationWarning")  # these cases cut off neighbours
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize(
-    "trainer", [pytest.param(name, marks=[pytest.mark.nightly] * name.endswith("traced")) for name in TRAINERS]
+    ("case", "trainer"),
+    [
+        pytest.param(
+            case, name, id=f"{case}-{name}", marks=[pytest.mark.nightly] * (case not in COMPILERS.get(name, CASES))
+        )
+        for case in CASES
+        for name in TRAINERS
+    ],
 )
-@pytest.mark.parametrize("case", CASES)
 def test_three_steps(case: str, trainer: str) -> None:
     about, model, loss, graph, labels, losses = load(case)
     stepper = TRAINERS[trainer](model, loss)

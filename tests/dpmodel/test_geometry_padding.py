@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dpmodel.errors import InputError
-from dpmodel.geometry import GraphBuilder, bucket_sizes, graph_sizes, pad_graph
+from dpmodel.geometry import Buckets, GraphBuilder, bucket_sizes, graph_sizes, pad_graph
 from dpmodel.graph import AngleRequest, Comm, Edges, Graph, NeighbourRequest, Slots
 from dpmodel.ops import segment_sum, take_rows
 
@@ -204,3 +204,34 @@ def test_other_structures_and_foreign_ghosts_are_refused():
         pad_graph(graph.replace(views=()), sizes)
     with pytest.raises(InputError, match="another process"):
         pad_graph(graph.replace(comm=Comm(handle=np.zeros(1, np.int64))), sizes)
+
+
+def test_buckets_are_shared():
+    """Many sizes of systems need few buckets, and what is chosen follows from what was known."""
+    sizes = (3, 5, 8, 13, 21, 34)
+    graphs = [graph_of(seed, 1 + seed % 3, sizes[seed % 6]) for seed in range(60)]
+    buckets, chosen = Buckets(), []
+    for graph in graphs:
+        known = Buckets(buckets.known)
+        chosen.append(buckets.choose(graph))
+        assert known.choose(graph) == chosen[-1]
+        padded = pad_graph(graph, chosen[-1])
+        for a, b in zip(sums(graph), sums(padded), strict=True):
+            np.testing.assert_allclose(b[: len(a)], a, rtol=0, atol=1e-12)
+    own = {tuple(bucket_sizes(graph).items()) for graph in graphs}
+    assert len(buckets.known) == len({tuple(each.items()) for each in chosen}) <= len(own) // 4
+
+
+def test_buckets_hold_all_parts_and_ghosts():
+    parts = [graph_of(0, 2, 4), graph_of(1, 1, 9), with_ghosts(graph_of(2, 1, 6)).replace(owner=None)]
+    chosen = Buckets().choose(*parts)
+    for part in parts:
+        assert graph_sizes(pad_graph(part, chosen)) == dict(chosen)
+
+
+def test_buckets_do_not_waste():
+    """A small graph after a large one gets sizes of its own."""
+    buckets = Buckets()
+    large, small = (buckets.choose(graph_of(0, frames, 30)) for frames in (40, 2))
+    assert small["atoms"] < 0.5 * large["atoms"]
+    assert buckets.choose(graph_of(1, 40, 30))["atoms"] == large["atoms"]

@@ -1,0 +1,147 @@
+"""Training steps on JAX beside those of PyTorch, and steps shared by several devices beside those of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dpmodel.backend import get_trainer
+from dpmodel.config import Config
+from dpmodel.errors import BackendError
+from dpmodel.graph import Graph
+from dpmodel.input import load_model
+from dpmodel.input.sections import AdamConfig, AdamWConfig
+from dpmodel.losses import EnerLossConfig, build_loss
+from dpmodel.models import Model, builder_of
+from dpmodel.models.build import build_model
+
+SE_A = {"type": "se_e2_a", "sel": [30, 30], "rcut": 4.0, "neuron": [3], "axis_neuron": 2, "seed": 1}
+DPA1 = {"type": "dpa1", "sel": 60, "rcut": 4.0, "neuron": [3], "axis_neuron": 2, "attn": 4, "attn_layer": 1, "seed": 1}
+DPA3 = {
+    "type": "dpa3", "seed": 1,
+    "repflow": {
+        "e_rcut": 4.0, "e_rcut_smth": 2.5, "e_sel": 60, "a_rcut": 3.0, "a_rcut_smth": 2.0, "a_sel": 30, "n_dim": 4,
+        "e_dim": 3, "a_dim": 3, "nlayers": 1, "axis_neuron": 2, "update_residual": 2.0,
+    },
+}  # fmt: skip
+DESCRIPTORS: dict[str, dict[str, Any]] = {
+    "se_e2_a": SE_A,
+    "dpa1": DPA1,
+    "dpa3": DPA3,
+    "hybrid": {"type": "hybrid", "list": [{**DPA1, "attn_layer": 0}, SE_A]},
+}
+
+
+def model_of(name: str) -> Model:
+    section = {"type_map": ["A", "B"], "descriptor": DESCRIPTORS[name], "fitting_net": {"neuron": [4], "seed": 1}}
+    return build_model(load_model(section))
+
+
+def batch_of(model: Model, frames: int, atoms: int, seed: int) -> tuple[Graph, dict[str, np.ndarray], dict[str, float]]:
+    """The last frame has fewer atoms than the others."""
+    rng = np.random.default_rng(seed)
+    atype = rng.integers(0, model.ntypes, (frames, atoms))
+    atype[-1, atoms // 2 :] = -1
+    grid = np.stack(np.meshgrid(*[np.arange(3)] * 3, indexing="ij"), -1).reshape(-1, 3)[:atoms] * 2.2
+    graph = builder_of(model).build(
+        grid + rng.uniform(0, 0.8, (frames, atoms, 3)), atype, np.tile(np.eye(3) * 6.6, (frames, 1, 1))
+    )
+    shapes = {"force": (frames * atoms, 3), "energy": (frames, 1), "virial": (frames, 9)}
+    labels = {key: rng.normal(size=shape) for key, shape in shapes.items()}
+    return graph, labels, {**dict.fromkeys(labels, 1.0), "virial": float(seed % 2)}
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [("se_e2_a", AdamConfig()), ("dpa1", AdamConfig(weight_decay=0.1)), ("dpa3", AdamWConfig(weight_decay=0.5)), ("hybrid", AdamConfig())],
+)  # fmt: skip
+def test_torch_and_jax(name: str, optimizer: Config) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    model = model_of(name)
+    loss = build_loss(EnerLossConfig(start_pref_v=0.3, limit_pref_v=0.3), 0.001, model.output())
+    jax, pt = (
+        get_trainer(name).stepper(model, loss, optimizer, device="cpu", gradient_max_norm=50.0)
+        for name in ("jax", "pt")
+    )
+    batches = [batch_of(model, 2, 9, 1), batch_of(model, 3, 6, 2)]
+    for k in range(20):
+        ours, expected = (stepper.step(*batches[k % 2], 0.001)() for stepper in (jax, pt))
+        assert ours.keys() == expected.keys()
+        for key, value in expected.items():
+            np.testing.assert_allclose(ours[key], value, rtol=1e-9, err_msg=key)
+        if k == 0:  # the first moment is a tenth of the gradient
+            slopes, references = jax.optimizer_state()["exp_avg"], pt.optimizer_state()["exp_avg"]
+            assert slopes.keys() == references.keys()
+            largest = max(float(np.abs(g).max()) for g in references.values())
+            for key, value in references.items():
+                np.testing.assert_allclose(slopes[key], value, rtol=0, atol=1e-10 * largest, err_msg=key)
+    torch.set_num_threads(threads)
+    own, reference, before = jax.model().state(), pt.model().state(), model.state()
+    assert own.keys() == reference.keys()
+    for key, value in reference.items():
+        np.testing.assert_allclose(own[key], value, rtol=0, atol=1e-8, err_msg=key)
+    # What no output depends on stays as it is, decay or not, and has no moments.
+    still = {path for path in pt._trained if path not in pt.optimizer_state()["step"]}
+    assert all(np.array_equal(own[path], before[path]) for path in still)
+    assert bool(still) == (name == "dpa3")
+    assert jax.compilations() <= 2
+
+
+def test_optimizers_that_jax_lacks() -> None:
+    class Other(Config, key="Other"):
+        """Another one."""
+
+    model, trainer = model_of("se_e2_a"), get_trainer("jax")
+    loss = build_loss(EnerLossConfig(), 0.001, model.output())
+    with pytest.raises(BackendError, match="Adam and AdamW, not with Other"):
+        trainer.stepper(model, loss, Other(), device="cpu")
+
+
+DEVICES = """
+import importlib.util, json, sys
+import jax, numpy as np
+spec = importlib.util.spec_from_file_location("steps", sys.argv[1])
+steps = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(steps)
+assert len(jax.devices()) == 2
+model = steps.model_of("se_e2_a")
+loss = steps.build_loss(steps.EnerLossConfig(start_pref_v=0.3, limit_pref_v=0.3), 0.001, model.output())
+make = lambda device: steps.get_trainer("jax").stepper(model, loss, steps.AdamConfig(), device=device)
+both, one = make("cpu"), make("cpu:1")
+found = {"devices": [len(both.devices), len(one.devices)], "metrics": 0.0}
+for k, (frames, atoms) in enumerate(((3, 6), (1, 6), (2, 6))):
+    batch = steps.batch_of(model, frames, atoms, k)
+    ours, expected = (stepper.step(*batch, 0.001)() for stepper in (both, one))
+    for key, value in expected.items():
+        assert np.isnan(value) == np.isnan(ours[key])
+        found["metrics"] = max(found["metrics"], 0.0 if np.isnan(value) else abs(ours[key] - value) / max(1.0, abs(value)))
+measured = [stepper.measure(*batch, 0.001)["rmse"] for stepper in (both, one)]
+found["measured"] = abs(measured[0] - measured[1])
+for name, (a, b) in {
+    "state": (both.model().state(), one.model().state()),
+    "moments": (both.optimizer_state()["exp_avg"], one.optimizer_state()["exp_avg"]),
+}.items():
+    found[name] = max(float(np.abs(a[key] - b[key]).max()) for key in b)
+print(json.dumps(found))
+"""
+
+
+def test_several_devices_give_the_numbers_of_one() -> None:
+    """Frames that do not divide evenly, fewer frames than devices, atoms that do not count."""
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", DEVICES, str(Path(__file__))], env=env, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found.pop("devices") == [2, 1]
+    assert all(value < 1e-12 for value in found.values()), found
