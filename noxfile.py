@@ -64,9 +64,11 @@ def consistent(session: nox.Session) -> None:
 
 @nox.session
 def nightly(session: nox.Session) -> None:
-    """What is too slow for every change. Example: `nox -s nightly`."""
+    """What is too slow for every change, on as many processes as there are cores. Example: `nox -s nightly`."""
     install_wheel(session, extras=TEST_EXTRAS, group="test")
-    run_pytest(session, "-m", "nightly", "--hypothesis-profile=nightly", *session.posargs)
+    session.install("-c", CONSTRAINTS, "pytest-xdist")
+    options = ("-m", "nightly", "--hypothesis-profile=nightly", "--numprocesses=auto", "--durations=25")
+    run_pytest(session, *options, *session.posargs)
 
 
 @nox.session
