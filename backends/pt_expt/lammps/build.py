@@ -29,6 +29,7 @@ _PAIR = (
     "exchanging.cpp",
     "graph.cpp",
     "pair_dpmodel.cpp",
+    "results.cpp",
     "register.cpp",
     "threads.cpp",
 )
