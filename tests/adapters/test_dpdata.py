@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +79,10 @@ def test_parameters_and_refusals() -> None:
         ModelDriver(GOLDEN / "spin_sea.dp", "pt")
     with pytest.raises(InputError, match="backend and device belong to loading"):
         ModelDriver(demanding, "pt")
+
+
+@pytest.mark.parametrize("first", ["dpdata", "dpmodel.adapters.dpdata"])
+def test_either_may_be_imported_first(first: str) -> None:
+    """dpdata loads its plugins while it is imported itself."""
+    code = f"import {first}, dpdata; assert 'dpmodel' in dpdata.driver.Driver.get_drivers()"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)
