@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, cast
 
 from dpmodel.config import Config, automatic
+from dpmodel.descriptors import HybridConfig
 from dpmodel.errors import InputError
 from dpmodel.input.sections import AdamWConfig, InputFile, ModelConfig, TrainingConfig
 from dpmodel.input.values import show
@@ -137,22 +139,39 @@ def _check_exclusions(model: ModelSection, path: str) -> None:
 def _check_standard(model: ModelConfig, path: str) -> None:
     ntypes = len(model.type_map)
     _check_exclusions(model, path)
-    for name in ("descriptor", "fitting_net"):
-        config = getattr(model, name)
-        for key, check in _FORMS.items():
-            if hasattr(config, key) and (expected := check(getattr(config, key))) is not None:
-                raise InputError(f"{path}.{name}.{key}: expected {expected}, got {show(getattr(config, key))}")
-    _check_descriptor(model.descriptor, ntypes, f"{path}.descriptor")
-    if getattr(model.descriptor, "use_econf_tebd", False):
-        if model.has_spin():
-            raise InputError(
-                f"{path}.descriptor.use_econf_tebd: does not go with spin, whose virtual types are no elements; remove it"
-            )
-        try:
-            electron_configurations(model.type_map)
-        except InputError as problem:
-            raise InputError(f"{path}.type_map: {problem}") from None
+    _check_forms(model.fitting_net, f"{path}.fitting_net")
+    for place, part in _descriptors(model.descriptor, f"{path}.descriptor"):
+        _check_forms(part, place)
+        _check_descriptor(part, ntypes, place)
+        _check_elements(part, model, path, place)
     _check_fitting(model.fitting_net, ntypes, f"{path}.fitting_net")
+
+
+def _descriptors(config: Config, path: str) -> list[tuple[str, Config]]:
+    """The descriptor, and the parts of a hybrid, with their places."""
+    parts = config.parts if isinstance(config, HybridConfig) else ()
+    inside = (_descriptors(part, f"{path}.list.{k}") for k, part in enumerate(parts))
+    return [(path, config), *itertools.chain.from_iterable(inside)]
+
+
+def _check_forms(config: Config, path: str) -> None:
+    for key, check in _FORMS.items():
+        if hasattr(config, key) and (expected := check(getattr(config, key))) is not None:
+            raise InputError(f"{path}.{key}: expected {expected}, got {show(getattr(config, key))}")
+
+
+def _check_elements(config: Config, model: ModelConfig, path: str, place: str) -> None:
+    """Electron configurations are those of elements."""
+    if not getattr(config, "use_econf_tebd", False):
+        return
+    if model.has_spin():
+        raise InputError(
+            f"{place}.use_econf_tebd: does not go with spin, whose virtual types are no elements; remove it"
+        )
+    try:
+        electron_configurations(model.type_map)
+    except InputError as problem:
+        raise InputError(f"{path}.type_map: {problem}") from None
 
 
 def _numbers(value: Any) -> bool:

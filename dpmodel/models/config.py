@@ -83,15 +83,18 @@ class SpinConfig(Config):
         """By type, `virtual_scale`. Raises InputError."""
         flags = self.flags(type_map)
         given = self.virtual_scale if isinstance(self.virtual_scale, tuple) else (self.virtual_scale,) * len(flags)
-        if len(given) == len(flags):
-            return tuple(float(value) for value in given)
-        if len(given) != sum(flags):
+        if len(given) not in (len(flags), sum(flags)):
             raise InputError(
                 f"spin.virtual_scale: expected one number, {len(flags)} (one per type) or {sum(flags)} (one per type with "
                 f"spin), got {len(given)}"
             )
         rest = iter(given)
-        return tuple(float(next(rest)) if flag else 0.0 for flag in flags)
+        per_type = len(given) == len(flags)
+        scales = tuple(float(next(rest)) if flag or per_type else 0.0 for flag in flags)
+        wrong = [name for name, flag, scale in zip(type_map, flags, scales, strict=True) if flag and not scale > 0.0]
+        if wrong:
+            raise InputError(f"spin.virtual_scale: expected numbers above 0 for types with spin, got others for {wrong}")
+        return scales
 
 
 # --- models ------------------------------------------------------------------------------------------------
@@ -125,6 +128,9 @@ class ModelSection(Config):
     compress: FrozenDict | None = option(
         None, "Compressed tables are out of scope: use the model as it is.", effect="refused"
     )
+    bridging_method: str = option("None", "Of DPA4 models, which are out of scope.", effect="refused")
+    bridging_r_inner: float = option(0.5, "It belongs to bridging_method.", effect="ignored")
+    bridging_r_outer: float = option(0.8, "It belongs to bridging_method.", effect="ignored")
     finetune_head: str | None = option(
         None, "Start from another model's weights with `train --init-model` instead.", effect="refused"
     )
@@ -312,6 +318,10 @@ class LinearConfig(ModelSection, key="linear_ener"):
             for name in ("spin", "use_srtab", "preset_out_bias", "pair_exclude_types"):
                 if getattr(part, name):
                     raise InputError(f"{place}.{name}: belongs to the whole model, not to a part; move or remove it")
+            if getattr(part.fitting, "atom_ener", ()):
+                raise InputError(
+                    f"{place}.fitting_net.atom_ener: a part has no energies of atoms; give preset_out_bias of the whole model"
+                )
             if missing := sorted(set(self.type_map) - set(part.type_map)):
                 raise InputError(f"{place}.type_map: lacks {missing}, which are types of the whole model")
         dims = {part.fitting.numb_fparam for part in self.standard_parts().values()} - {0}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,8 @@ def _read(path: str | Path, ntypes: int, name: str) -> np.ndarray:
     """(rows, 1 + pairs), checked."""
     columns = 1 + ntypes * (ntypes + 1) // 2
     try:
-        rows = np.loadtxt(path, ndmin=2)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of an empty file
+            rows = np.loadtxt(path, ndmin=2)
     except OSError as problem:
         raise InputError(
             f"{name}: cannot read {path} ({problem.strerror or problem}); name the file of the table"

@@ -17,7 +17,7 @@ from dpmodel.errors import DataError, InputError
 from dpmodel.fittings.base import Output
 from dpmodel.geometry.build import GraphBuilder
 from dpmodel.graph import Graph
-from dpmodel.models import LinearModel, Model, SpinModel, StandardModel
+from dpmodel.models import LinearModel, Model, SpinModel, StandardModel, ZBLModel
 from dpmodel.op import Op
 from dpmodel.precision import global_dtype
 from dpmodel.statistics.cache import StatCache
@@ -213,7 +213,8 @@ def preset_of(model: Any, name: str) -> Sequence[Any] | None:
     if model.preset_out_bias is not None and name in model.preset_out_bias:
         preset: Sequence[Any] = model.preset_out_bias[name]
         return preset
-    if not isinstance(model, StandardModel):
+    net = model.parts[0] if isinstance(model, ZBLModel) else model
+    if not isinstance(net, StandardModel):
         return None
-    vacuum = model.fitting.vacuum()
-    return model.fitting.config.atom_ener if vacuum is not None else None
+    vacuum = net.fitting.vacuum()
+    return net.fitting.config.atom_ener if vacuum is not None else None
