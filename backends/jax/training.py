@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dpmodel.errors import InputError
-from dpmodel.geometry.padding import Buckets
+from dpmodel.geometry.padding import Buckets, rounded_up
 from dpmodel.graph import Graph
 from dpmodel.models import Model
 from dpmodel.op import walk
@@ -139,8 +139,9 @@ class JaxStepper:
         atoms = sizes["atoms" if graph.virtual is None else "virtual.owned"]
         padded = {}
         for label in self.loss.labels:
-            if label.name in labels:
-                value = labels[label.name]
+            # A Hessian is worth a function of its own without it.
+            if label.name in labels and (found.get(label.name, 0.0) or not label.square):
+                value = _wider(labels[label.name]) if label.square else labels[label.name]
                 rows = [
                     pad_rows(value, part.atoms, atoms)
                     if label.atomic
@@ -156,6 +157,12 @@ class JaxStepper:
             found={name: jnp.asarray(float(found.get(name, 0.0))) for name in padded},
             lr=jnp.asarray(float(lr)),
         )
+
+
+def _wider(hessian: np.ndarray) -> np.ndarray:
+    """(n, 3, 3 k) with zeros behind the columns of a frame's atoms, for a size that systems share."""
+    columns = 3 * rounded_up(hessian.shape[2] // 3, 4)
+    return np.pad(hessian, ((0, 0), (0, 0), (0, columns - hessian.shape[2])))
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -19,7 +19,7 @@ import numpy as np
 from dpmodel.errors import InputError
 from dpmodel.graph import LAST, Graph, Leaf, TypeGroups, check, map_leaves, sized
 
-__all__ = ["Buckets", "Sizes", "bucket_sizes", "graph_sizes", "pad_graph"]
+__all__ = ["Buckets", "Sizes", "bucket_sizes", "graph_sizes", "pad_graph", "rounded_up"]
 
 Sizes = Mapping[str, int]
 """The size of every axis of a graph, by the names of `dpmodel.graph.sized`."""
@@ -53,9 +53,7 @@ def bucket_sizes(graph: Graph, previous: Sizes | None = None) -> dict[str, int]:
     now = graph_sizes(graph)
 
     def choose(axis: str, size: int) -> int:
-        bucket = _SMALLEST.get(axis, _SMALLEST_PRIVATE)
-        while bucket < size:
-            bucket = _step(bucket)
+        bucket = rounded_up(size, _SMALLEST.get(axis, _SMALLEST_PRIVATE))
         before = (previous or {}).get(axis, 0)
         return before if bucket <= before <= _WASTE * bucket else bucket
 
@@ -63,6 +61,14 @@ def bucket_sizes(graph: Graph, previous: Sizes | None = None) -> dict[str, int]:
     ghosts = now["nodes"] - now["atoms"]
     sizes["nodes"] = choose("nodes", sizes["atoms"] + ghosts) if ghosts else sizes["atoms"]
     return sizes
+
+
+def rounded_up(size: int, smallest: int) -> int:
+    """The first of the sizes smallest, and each 25 % more, that is not below `size`."""
+    bucket = smallest
+    while bucket < size:
+        bucket = _step(bucket)
+    return bucket
 
 
 class Buckets:
