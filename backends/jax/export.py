@@ -63,7 +63,7 @@ def export_model(model: Model, like: Graph) -> jax.export.Exported:
         ]
         try:
             return jax.export.export(jax.jit(run), platforms=PLATFORMS)(*inputs)
-        except (jax.errors.JAXTypeError, jax.export.InconclusiveDimensionOperation, ValueError) as problem:
+        except Exception as problem:  # whatever tracing raises, of several modules
             raise BackendError(
                 f"export: this model cannot be exported by JAX ({str(problem)[:500]}). Please report this with the model"
             ) from problem
@@ -87,15 +87,16 @@ def freeze(file: ModelFile, output: Path) -> None:
     like = sample_graph(file.model, 1, 4)
     exported = export_model(file.model, like)
     code = bytes(exported.serialize())
+    inputs, precision = [_describe(leaf.path, leaf.array, leaf.axes) for leaf in sized(like)], _precision(file.model)
+    program = ProgramEvaluator(code, file.model, inputs, str(output), None)
     metadata = {
         "jax_version": jax.__version__,
         "platforms": list(exported.platforms),
-        "precision": _precision(file.model),
-        "inputs": [_describe(leaf.path, leaf.array, leaf.axes) for leaf in sized(like)],
+        "precision": precision,
+        "inputs": inputs,
         "outputs": _outputs(exported),
+        "compared": _compare(program, file.model, precision),
     }
-    program = ProgramEvaluator(code, file.model, metadata["inputs"], str(output), None)
-    metadata["compared"] = _compare(program, file.model, metadata["precision"])
     write_program(output, file, code, metadata)
 
 

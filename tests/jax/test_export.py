@@ -146,6 +146,17 @@ def test_a_program_that_differs_is_not_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_that_cannot_be_exported(
+    frozen: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def depends_on_the_size(model: Any, graph: Any, *args: Any, **options: Any) -> Any:
+        return {"energy": graph.edge_vec if graph.edge_vec.shape[0] > graph.frame.shape[0] else graph.natoms}
+
+    monkeypatch.setattr(export, "predict", depends_on_the_size)
+    with pytest.raises(BackendError, match="cannot be exported by JAX"):
+        dpmodel.freeze(frozen("se_e2_a").with_suffix(".dp"), tmp_path / "m.hlo")
+
+
 def test_what_is_refused(frozen: Callable[[str], Path], tmp_path: Path) -> None:
     path = frozen("se_e2_a")
     source = path.with_suffix(".dp")
@@ -241,7 +252,7 @@ def test_programs_that_are_not_run(frozen: Callable[[str], Path], tmp_path: Path
     with pytest.raises(ModelFileError, match="calls native functions"):
         dpmodel.load(rewritten(path, target, bytes(native.serialize())))
     with pytest.raises(BackendError, match="was made for tpu"):
-        dpmodel.load(rewritten(path, target, b"", platforms=["tpu"]))
+        dpmodel.load(rewritten(path, target, b"any", platforms=["tpu"]))
 
 
 def test_no_pickles_and_no_links(frozen: Callable[[str], Path], tmp_path: Path) -> None:
