@@ -198,8 +198,9 @@ class DPA1(MixedDescriptor):
             u = v / xp.maximum(safe_norm(v, keepdims=True), xp.full_like(v[:, :, :1], 1e-12))
             cosine = xp.matmul(u, xp.permute_dims(u, (0, 2, 1)))
             hidden = float(self.nnei) - as_dtype(xp.sum(as_dtype(real, "int64"), axis=1), g.dtype)
+            by = self.attention[0].gates(real, s, cosine, hidden)
             for layer in self.attention:
-                g = layer(g, real, s, cosine, hidden)
+                g = layer(g, by)
         return xp.matmul(xp.permute_dims(g, (0, 2, 1)), rows)
 
     def _embed(self, x: Array, neighbour: Array, centre: Array, s: Array, table: Array) -> Array:

@@ -2,38 +2,85 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from dpmodel.nn.layer_norm import LayerNorm, make_layer_norm
 from dpmodel.nn.mlp import Linear, Seed, child_seed, make_linear
 from dpmodel.op import Array, Op, child
-from dpmodel.ops import array_namespace, safe_norm
+from dpmodel.ops import array_namespace, as_dtype, safe_norm, softmax, zeros
 
-__all__ = ["SHIFT", "NeighbourAttention", "make_neighbour_attention", "masked_softmax"]
+__all__ = ["Gates", "NeighbourAttention", "gates", "make_neighbour_attention", "padded", "weights"]
 
 SHIFT = 20.0
 """Logits of pairs that the switch function hides go to minus this."""
+LOWEST = -1e30
+"""Below every logit, and finite in every precision that attention is computed in."""
 
 
-def masked_softmax(logits: Array, mask: Array, empty: Array | None = None) -> Array:
-    """Softmax over the last axis of what is shown; 0 elsewhere, also where nothing is shown.
+class Gates(NamedTuple):
+    """What turns products of queries and keys into weights: softmax(product * gate + offset) * factor.
 
-    mask: broadcasts to logits. empty: (..., 1), how many entries with the logit -SHIFT there are besides.
+    The last column stands for nothing, or for all empty slots together; its factor is 0.
     """
-    xp = array_namespace(logits)
-    hidden = xp.full_like(logits, _LOWEST)
-    shown = xp.where(mask, logits, hidden)
-    # A column more: the axis may have no entry at all, and the largest logit is never that of a hidden one.
-    last = xp.full_like(xp.sum(logits, axis=-1, keepdims=True), _LOWEST if empty is None else -SHIFT)
-    top = xp.max(xp.concat([shown, last], axis=-1), axis=-1, keepdims=True)
-    weights = xp.exp(shown - top)
-    weights = xp.where(mask, weights, xp.zeros_like(weights))
-    total = xp.sum(weights, axis=-1, keepdims=True)
-    if empty is not None:
-        total = total + empty * xp.exp(-SHIFT - top)
-    return weights / xp.where(total > 0, total, xp.ones_like(total))
+
+    gate: Array | None
+    """(..., w + 1); None: 1."""
+    offset: Array
+    """(..., w + 1): the lowest where a slot is hidden."""
+    factor: Array
+    """(..., w + 1)."""
 
 
-_LOWEST = -1e30
-"""Below every logit, and finite in every precision."""
+def gates(
+    real: Array, s: Array | None, empty: Array, turned: Array | None = None, *, turns_logits: bool = False
+) -> Gates:
+    """The gates of a softmax over slots.
+
+    Without s over the real ones alone. With s, logits fall to -SHIFT where it vanishes, empty slots have that logit, and
+    the weights are multiplied by s.
+
+    Args:
+        real: (..., w) bool, slots that take part; broadcasts to the shape of the logits.
+        s: (..., w), the switch function of a slot or pair; None: not smooth.
+        empty: (..., 1), how many slots do not take part.
+        turned: (..., w), multiplies the weights.
+        turns_logits: it multiplies the logits as well.
+    """
+    xp = array_namespace(empty)
+    if s is None:
+        shown, gate = as_dtype(real, empty.dtype), None
+        offset, last = (1.0 - shown) * LOWEST, xp.full_like(empty, 0.1 * LOWEST)
+    else:
+        shown, gate = s, s
+        offset = xp.where(real, SHIFT * (s - 1.0), xp.full_like(s, LOWEST))
+        some = empty > 0
+        count = xp.log(xp.where(some, empty, xp.ones_like(empty)))
+        last = xp.where(some, count - SHIFT, xp.full_like(empty, LOWEST))
+    factor = shown
+    if turned is not None:
+        factor = shown * turned
+        if turns_logits:
+            gate = turned if gate is None else factor
+    last = xp.broadcast_to(last, (*offset.shape[:-1], 1))
+    return Gates(None if gate is None else _column(gate), xp.concat([offset, last], axis=-1), _column(factor))
+
+
+def weights(q: Array, k: Array, by: Gates) -> Array:
+    """(..., v, d), (..., w, d) -> (..., v, w + 1): of the rows of k, and of the last column of the gates."""
+    xp = array_namespace(q)
+    logits = xp.matmul(q, xp.matrix_transpose(padded(k)))
+    return softmax((logits if by.gate is None else logits * by.gate) + by.offset) * by.factor
+
+
+def padded(x: Array) -> Array:
+    """(..., w, c) -> (..., w + 1, c): one row of zeros more, for the last column of the weights."""
+    xp = array_namespace(x)
+    return xp.concat([x, zeros((*x.shape[:-2], 1, x.shape[-1]), x)], axis=-2)
+
+
+def _column(x: Array) -> Array:
+    """(..., w) -> (..., w + 1), with zeros."""
+    return array_namespace(x).concat([x, zeros((*x.shape[:-1], 1), x)], axis=-1)
 
 
 class NeighbourAttention(Op):
@@ -57,25 +104,23 @@ class NeighbourAttention(Op):
     smooth: bool
     dotr: bool
 
-    def call(self, g: Array, real: Array, s: Array, cosine: Array, empty: Array) -> Array:
-        """(n, w, M) -> (n, w, M).
+    def gates(self, real: Array, s: Array, cosine: Array, empty: Array) -> Gates:
+        """What layers of one descriptor share.
 
         real: (n, w), neighbours that take part. s: (n, w). cosine: (n, w, w), of pairs of directions. empty: (n,), how
         many slots of an atom hold nothing that takes part.
         """
-        xp, h = array_namespace(g), self.outward.w.shape[0]
+        turned, shown = cosine if self.dotr else None, real[:, None, :]
+        if self.smooth:
+            return gates(shown, s[:, :, None] * s[:, None, :], empty[:, None, None], turned)
+        return gates(shown & real[:, :, None], None, empty[:, None, None], turned)
+
+    def call(self, g: Array, by: Gates) -> Array:
+        """(n, w, M) -> (n, w, M)."""
+        h = self.outward.w.shape[0]
         qkv = self.inward(g)
         q, k, v = (self._unit(qkv[:, :, i * h : (i + 1) * h]) for i in range(3))
-        logits = xp.matmul(q * self.scale, xp.permute_dims(k, (0, 2, 1)))
-        if self.smooth:
-            both = s[:, :, None] * s[:, None, :]
-            weights = masked_softmax((logits + SHIFT) * both - SHIFT, real[:, None, :], empty[:, None, None]) * both
-        else:
-            weights = masked_softmax(logits, real[:, None, :])
-            weights = xp.where(real[:, :, None], weights, xp.zeros_like(weights))
-        if self.dotr:
-            weights = weights * cosine
-        return self.rest(g, xp.matmul(weights, v))
+        return self.rest(g, array_namespace(g).matmul(weights(q * self.scale, k, by), padded(v)))
 
     def alone(self, g: Array) -> Array:
         """What becomes of slots that do not take part: (..., M) -> (..., M)."""

@@ -22,6 +22,7 @@ __all__ = [
     "safe_norm",
     "segment_outer",
     "segment_sum",
+    "softmax",
     "take_rows",
     "zeros",
 ]
@@ -63,6 +64,15 @@ def safe_norm(x: Array, *, keepdims: bool = False) -> Array:
     square = xp.sum(x * x, axis=-1, keepdims=keepdims)
     positive = square > 0
     return xp.where(positive, xp.sqrt(xp.where(positive, square, xp.ones_like(square))), xp.zeros_like(square))
+
+
+def softmax(x: Array) -> Array:
+    """exp(x) / sum exp(x) over the last axis, which has one entry or more. torch has a faster form."""
+    if is_torch_array(x):
+        return x.softmax(-1)
+    xp = array_namespace(x)
+    weights = xp.exp(x - xp.max(x, axis=-1, keepdims=True))
+    return weights / xp.sum(weights, axis=-1, keepdims=True)
 
 
 def segment_sum(x: Array, index: Array, size: int) -> Array:

@@ -18,7 +18,7 @@ import math
 from typing import NamedTuple
 
 from dpmodel.nn import Activation, LayerNorm, Linear
-from dpmodel.nn.attention import SHIFT, masked_softmax
+from dpmodel.nn.attention import Gates, gates, padded, weights
 from dpmodel.nn.residual import combine
 from dpmodel.op import Array, Op, child, param
 from dpmodel.ops import array_namespace
@@ -79,42 +79,38 @@ class PairAttention(Op):
     turn: Linear | None = child(default=None)
     """(heads, 1); None: directions are not updated."""
 
-    def call(self, g: Array, h: Array, pairs: Pairs) -> tuple[Array | None, Array | None]:
-        """(n, w, g2), (n, w, 3) -> updates of both, None where there is none."""
-        weights = self._weights(g, h, pairs)
-        return self._features(weights, g), self._directions(weights, h)
-
-    def _weights(self, g: Array, h: Array, pairs: Pairs) -> Array:
-        """(n, heads, w, w)."""
-        xp, (n, w) = array_namespace(g), pairs.s.shape
-        qk = xp.reshape(self.query_key(g), (n, w, self.hidden, 2 * self.heads))
-        q = xp.permute_dims(qk[:, :, :, : self.heads], (0, 3, 1, 2))
-        k = xp.permute_dims(qk[:, :, :, self.heads :], (0, 3, 2, 1))
-        logits = xp.matmul(q, k) / math.sqrt(self.hidden)
-        turned = xp.matmul(h, xp.permute_dims(h, (0, 2, 1)))[:, None, :, :]
-        logits = logits * turned if self.gate else logits
-        real = pairs.real[:, None, None, :]
+    def gates(self, h: Array, pairs: Pairs) -> Gates:
+        """Of directions (n, w, 3): what layers share until directions are updated."""
+        xp, real = array_namespace(h), pairs.real[:, None, None, :]
+        turned = xp.matmul(h, xp.matrix_transpose(h))[:, None, :, :]
+        both = None
         if self.smooth:
             both = (pairs.s[:, :, None] * pairs.s[:, None, :])[:, None, :, :]
-            weights = masked_softmax((logits + SHIFT) * both - SHIFT, real, pairs.empty[:, None, None, None]) * both
         else:
-            weights = masked_softmax(logits, real)
-            weights = xp.where(pairs.real[:, None, :, None], weights, xp.zeros_like(weights))
-        return weights * turned / math.sqrt(3.0)
+            real = real & pairs.real[:, None, :, None]
+        return gates(real, both, pairs.empty[:, None, None, None], turned, turns_logits=self.gate)
 
-    def _features(self, weights: Array, g: Array) -> Array | None:
+    def call(self, g: Array, h: Array, by: Gates) -> tuple[Array | None, Array | None]:
+        """(n, w, g2), (n, w, 3) -> updates of both, None where there is none."""
+        xp, (n, w, _) = array_namespace(g), g.shape
+        qk = xp.reshape(self.query_key(g), (n, w, self.hidden, 2 * self.heads))
+        qk = xp.permute_dims(qk, (0, 3, 1, 2)) / math.sqrt(math.sqrt(self.hidden))
+        found = weights(qk[:, : self.heads, :, :], qk[:, self.heads :, :, :], by)
+        return self._features(found, g), self._directions(found, h)
+
+    def _features(self, found: Array, g: Array) -> Array | None:
         if self.value is None or self.head is None or self.norm is None:
             return None
         xp, (n, w, c) = array_namespace(g), g.shape
-        values = xp.permute_dims(xp.reshape(self.value(g), (n, w, c, self.heads)), (0, 3, 1, 2))
-        out = xp.permute_dims(xp.matmul(weights, values), (0, 2, 3, 1))
+        values = xp.permute_dims(xp.reshape(self.value(g), (n, w, c, self.heads)), (0, 3, 1, 2)) / math.sqrt(3.0)
+        out = xp.permute_dims(xp.matmul(found, padded(values)), (0, 2, 3, 1))
         return self.norm(self.head(xp.reshape(out, (n, w, c * self.heads))))
 
-    def _directions(self, weights: Array, h: Array) -> Array | None:
+    def _directions(self, found: Array, h: Array) -> Array | None:
         if self.turn is None:
             return None
         xp = array_namespace(h)
-        out = xp.matmul(weights, h[:, None, :, :])
+        out = xp.matmul(found, padded(h / math.sqrt(3.0))[:, None, :, :])
         return self.turn(xp.permute_dims(out, (0, 2, 3, 1)))[:, :, :, 0]
 
 
@@ -136,14 +132,10 @@ class LocalAttention(Op):
         xp, (n, w, c), d = array_namespace(g), gg.shape, self.hidden
         q = xp.permute_dims(xp.reshape(self.query(g), (n, d, self.heads)), (0, 2, 1))[:, :, None, :]
         kv = xp.permute_dims(xp.reshape(self.key_value(gg), (n, w, d + c, self.heads)), (0, 3, 1, 2))
-        logits = xp.matmul(q, xp.permute_dims(kv[:, :, :, :d], (0, 1, 3, 2))) / math.sqrt(d)
-        real = pairs.real[:, None, None, :]
-        if self.smooth:
-            s = pairs.s[:, None, None, :]
-            weights = masked_softmax((logits + SHIFT) * s - SHIFT, real, pairs.empty[:, None, None, None]) * s
-        else:
-            weights = masked_softmax(logits, real)
-        out = xp.matmul(weights, kv[:, :, :, d:])
+        s = pairs.s[:, None, None, :] if self.smooth else None
+        by = gates(pairs.real[:, None, None, :], s, pairs.empty[:, None, None, None])
+        found = weights(q / math.sqrt(d), kv[:, :, :, :d], by)
+        out = xp.matmul(found, padded(kv[:, :, :, d:]))
         return self.head(xp.reshape(out, (n, self.heads * c)))
 
 
@@ -176,8 +168,10 @@ class RepformerLayer(Op):
     convolves_out: bool
     trainable: bool = True  # type: ignore[misc]  # a field of this class, a constant of the others
 
-    def call(self, g1: Array, gg: Array, g2: Array, h2: Array, pairs: Pairs) -> tuple[Array, Array, Array]:
-        """(n, g1), (n, w, g1), (n, w, g2), (n, w, 3) -> g1, g2, h2."""
+    def call(
+        self, g1: Array, gg: Array, g2: Array, h2: Array, pairs: Pairs, by: Gates | None
+    ) -> tuple[Array, Array, Array]:
+        """(n, g1), (n, w, g1), (n, w, g2), (n, w, 3) -> g1, g2, h2. by: of the attention between pairs."""
         phi = self.activation
         nodes = [g1]
         inner = []
@@ -202,7 +196,8 @@ class RepformerLayer(Op):
         if self.pair_product is not None:
             updates.append(self.pair_product(g1[:, None, :] * gg * pairs.s[:, :, None]))
         if self.pair_attention is not None:
-            features, directions = self.pair_attention(g2, h2, pairs)
+            assert by is not None
+            features, directions = self.pair_attention(g2, h2, by)
             updates += [] if features is None else [features]
             turns += [] if directions is None else [directions]
         return (
@@ -212,9 +207,9 @@ class RepformerLayer(Op):
         )
 
     def _convolved(self, gg: Array, g2: Array, pairs: Pairs) -> Array:
-        """(n, g1 or g2)."""
+        """(n, g1 or g2), from sum_j s_j g2_j (x) gg_j."""
         assert self.convolution is not None
-        xp = array_namespace(gg)
-        a, b = (self.convolution(g2), gg) if self.convolves_out else (g2, self.convolution(gg))
-        sums = xp.sum(a * b * pairs.s[:, :, None], axis=1)
+        xp, w = array_namespace(gg), self.convolution.w[...]
+        sums = xp.matmul(xp.matrix_transpose(g2 * pairs.s[:, :, None]), gg)
+        sums = xp.sum(sums * w, axis=1) if self.convolves_out else xp.sum(sums * xp.matrix_transpose(w), axis=2)
         return sums / pairs.total if self.smooth else sums / (1e-4 + pairs.count)[:, None]

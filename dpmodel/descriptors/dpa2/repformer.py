@@ -36,8 +36,11 @@ class Repformer(EnvironmentDescriptor):
         xp, phi = array_namespace(g1), self.activation
         pairs, node, a, h2 = self._begin(graph, slots)
         g1, g2 = phi(g1), phi(self.pair_embedding(a))
+        by, of = None, None
         for layer in self.layers:
-            g1, g2, h2 = layer(g1, take_rows(exchange(g1), node), g2, h2, pairs)
+            if layer.pair_attention is not None and of is not h2:
+                by, of = layer.pair_attention.gates(h2, pairs), h2
+            g1, g2, h2 = layer(g1, take_rows(exchange(g1), node), g2, h2, pairs, by)
         if not rotation:
             return g1, None
         last = self.layers[-1]
