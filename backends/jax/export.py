@@ -7,6 +7,7 @@ data-dependent size is a symbol. Symbols are at least 1; padding makes every siz
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +110,9 @@ def _check_target(output: Path) -> None:
 
 
 def _require_flatbuffers() -> None:
-    try:
-        import flatbuffers  # noqa: F401, PLC0415  # jax.export needs it and does not require it
-    except ImportError as problem:
-        raise BackendError(
-            'export needs the package flatbuffers, which is not installed: pip install "dpmodel[jax]"'
-        ) from problem
+    """jax.export writes and reads programs with it, and JAX does not require it."""
+    if find_spec("flatbuffers") is None:
+        raise BackendError('export needs the package flatbuffers, which is not installed: pip install "dpmodel[jax]"')
 
 
 def _describe(name: str, array: Any, axes: tuple[str, ...]) -> dict[str, Any]:

@@ -255,6 +255,14 @@ def test_programs_that_are_not_run(frozen: Callable[[str], Path], tmp_path: Path
         dpmodel.load(rewritten(path, target, b"any", platforms=["tpu"]))
 
 
+def test_without_flatbuffers(frozen: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = frozen("se_e2_a")
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    for action in (lambda: dpmodel.load(path), lambda: dpmodel.freeze(path.with_suffix(".dp"), tmp_path / "m.hlo")):
+        with pytest.raises(BackendError, match=r'flatbuffers, which is not installed: pip install "dpmodel\[jax\]"'):
+            action()
+
+
 def test_no_pickles_and_no_links(frozen: Callable[[str], Path], tmp_path: Path) -> None:
     copy = tmp_path / "m.hlo"
     shutil.copy(frozen("se_e2_a"), copy)
