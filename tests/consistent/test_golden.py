@@ -105,7 +105,6 @@ def check_against_golden(
 
 
 COMPILED = ("dpa3", "dpa3_dynamic", "dpa3_excl")
-FROZEN = ("dpa3", "dpa3_excl", "se_e2_a")
 
 
 @pytest.mark.nightly
@@ -117,7 +116,7 @@ def test_golden_compiled(name: str) -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("name", FROZEN)
+@each_model
 def test_golden_frozen(name: str, tmp_path: Path) -> None:
     """Frozen, loaded, evaluated."""
     dpmodel.freeze(FOLDER / f"{name}.dp", tmp_path / "model.pt2", atomic_virial=True)
