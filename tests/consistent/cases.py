@@ -252,8 +252,8 @@ def model_of(case: str) -> Model:
     return randomise(build_model(config, seed=1), np.random.default_rng(2))
 
 
-FIXED = ("default_fparam", "configurations")
-"""Buffers that follow from options."""
+FIXED = ("default_fparam", "configurations", "coefficients", "rows", "virtual_scale", "scale")
+"""Buffers that follow from options or files."""
 
 
 def randomise(op: Op, rng: np.random.Generator) -> Any:
