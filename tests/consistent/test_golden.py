@@ -104,7 +104,16 @@ def check_against_golden(
         assert distance(found, golden) <= (2e-5 if is_single(name) else 1e-10), key
 
 
-COMPILED = ("dpa3", "dpa3_dynamic", "dpa3_excl")
+COMPILED = (
+    "se_e2_a", "se_e2_r", "se_e3", "se_e3_tebd", "dpa1", "se_atten_v2", "dpa2_min", "dpa3", "dpa3_dynamic", "dpa3_excl",
+    "hybrid_dpa3_dpa1", "spin_sea",
+)  # fmt: skip
+"""One of every descriptor, and more of what passes messages."""
+FROZEN = (
+    *COMPILED, "hybrid_dpa2_dpa3", "spin_dpa3", "zbl_dpa1", "linear_sea_pairtab", "dipole_sea", "polar_sea", "dos_sea",
+    "property_sea",
+)  # fmt: skip
+"""And one of every fitting net and kind of model."""
 
 
 @pytest.mark.nightly
@@ -116,7 +125,7 @@ def test_golden_compiled(name: str) -> None:
 
 
 @pytest.mark.nightly
-@each_model
+@pytest.mark.parametrize("name", FROZEN)
 def test_golden_frozen(name: str, tmp_path: Path) -> None:
     """Frozen, loaded, evaluated."""
     dpmodel.freeze(FOLDER / f"{name}.dp", tmp_path / "model.pt2", atomic_virial=True)
