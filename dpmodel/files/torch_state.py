@@ -54,7 +54,7 @@ _WITHOUT_WEIGHTS = {
 }  # fmt: skip
 """Parts of names of what is there twice, belongs to compressed models, or follows from the section."""
 
-_TRAINING_ONLY = ("finetune_head", "resuming", "new_type_stat")
+_TRAINING_ONLY = ("finetune_head", "resuming", "new_type_stat", "hessian_mode")
 _BRIDGING = ("bridging_method", "bridging_r_inner", "bridging_r_outer")
 
 

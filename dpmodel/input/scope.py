@@ -48,8 +48,7 @@ FOREIGN_KEYS: dict[str, str] = {
         ("momentum", "muon_momentum", "lr_adjust", "lr_adjust_coeff", "muon_mode", "muon_2d_only", "min_2d_dim",
          "enable_gram", "flash_muon", "magma_muon"), "the Muon optimizers",
     ),
-    **dict.fromkeys(("lora", "bridging_method", "bridging_r_inner", "bridging_r_outer"), "DPA4 models (out of scope)"),
-    **dict.fromkeys(("use_compile", "enable_tf32"), "DPA4 models (out of scope)"),
+    **dict.fromkeys(("lora", "use_compile"), "DPA4 models (out of scope)"),
     "model_file": "frozen models (out of scope)",
 }  # fmt: skip
 """Keys that only kinds have which this version does not offer, and what they belong to."""

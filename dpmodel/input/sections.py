@@ -211,6 +211,7 @@ class TrainingConfig(Config):
     tensorboard: bool = option(
         False, "The learning curve is in disp_file; draw it with `dpmodel plot`.", effect="refused"
     )
+    enable_tf32: bool = option(False, "Matrix products have the precision of the model.", effect="refused")
     mixed_precision: FrozenDict | None = option(
         None, "It is TensorFlow's alone; set `precision` in the descriptor and the fitting net.", effect="refused"
     )

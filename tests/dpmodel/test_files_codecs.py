@@ -355,6 +355,8 @@ def test_every_key_of_deepmd_kit_is_written_with_an_equal_value(file: Path, tmp_
     assert {path[0] for path in ours if path not in theirs} == {"dpmodel"}
     for path, value in theirs.items():
         assert type(ours[path]) is type(value), path
+        if (path, value) == (("model", "type"), "linear"):  # which its own PyTorch does not read
+            value = "linear_ener"  # noqa: PLW2901
         np.testing.assert_array_equal(ours[path], value, err_msg=str(path), strict=isinstance(value, np.ndarray))
 
 

@@ -5,7 +5,7 @@ python tests/interop/exchange.py --peer PYTHON --parts golden --only dpa3 --outp
 
 Parts: `golden`: the golden models, read here and saved here; `options`: models of every option of the family with random
 weights; `training`: every kind of model trained here and there, and DeePMD-kit's normalised inputs run here. Each is
-evaluated by both programs on the same frames. Exit status 1 where something differs that DeePMD-kit's own files do not.
+evaluated by both programs on the same frames. Exit status 1 where something differs and DeePMD-kit's own files do not.
 """
 
 from __future__ import annotations
@@ -47,12 +47,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def say(text: str) -> None:
+    """A line on the screen, at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def shown(items: Iterable[Exchange | Training]) -> list[Exchange | Training]:
     """All of them, with a line for each as it comes."""
     found, start = [], time.monotonic()
     for item in items:
         found.append(item)
-        print(f"{time.monotonic() - start:7.1f} s  {item.name}: {'holds' if item.holds() else 'DOES NOT HOLD'}", flush=True)
+        say(f"{time.monotonic() - start:7.1f} s  {item.name}: {'holds' if item.holds() else 'DOES NOT HOLD'}")
     return found
 
 
@@ -84,7 +90,7 @@ def run(args: argparse.Namespace, scratch: Path) -> bool:
             texts.append(table(items))
             if args.output is not None:  # after every part: a run that is interrupted leaves something
                 args.output.write_text("\n".join(texts), encoding="utf-8")
-    print("\n".join(texts))
+    say("\n".join(texts))
     return holds
 
 

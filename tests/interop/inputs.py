@@ -27,7 +27,8 @@ def input_files() -> dict[str, dict[str, Any]]:
         found[f"{name}_tiny"] = {**copy.deepcopy(water), "model": model}
     for section in found.values():
         section["learning_rate"]["decay_steps"] = 1
-        section["training"].update(numb_steps=STEPS, disp_freq=1, save_freq=STEPS)
+        section["training"].update(numb_steps=STEPS, disp_freq=STEPS, save_freq=STEPS)
+        section["model"]["data_stat_nbatch"] = 1
     return found
 
 

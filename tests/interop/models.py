@@ -15,11 +15,26 @@ import dpmodel
 from dpmodel.models import Model
 from dpmodel.op import walk
 
-__all__ = ["Differences", "Exchange", "exchange", "golden_models", "option_models", "probe", "tolerance_of", "worst"]
+__all__ = [
+    "EAGER",
+    "GOLDEN",
+    "NUMPY",
+    "TORCH",
+    "Differences",
+    "Exchange",
+    "exchange",
+    "golden_models",
+    "option_models",
+    "probe",
+    "tolerance_of",
+    "worst",
+]
 
 FOLDER = Path(__file__).resolve().parents[1] / "data" / "golden"
-WAYS = (".dp", ".pth")
-"""How DeePMD-kit reads our `.dp`: its NumPy backend as it is, its PyTorch backend after `dp convert-backend`."""
+NUMPY, TORCH, EAGER, GOLDEN = ".dp", ".pth", "eager", "golden"
+WAYS = (NUMPY, TORCH)
+"""How DeePMD-kit reads our `.dp`: its NumPy backend as it is, its PyTorch backend after `dp convert-backend`; and its
+PyTorch backend without TorchScript where that does not compile the model."""
 Differences = dict[str, float] | str
 """Of DeePMD-kit's outputs from ours, by output; or its message instead of outputs."""
 
@@ -36,19 +51,25 @@ class Exchange:
     """The same of DeePMD-kit's own file of the model, where that was asked for."""
 
     def holds(self) -> bool:
-        """What PyTorch makes of our file are our numbers, and NumPy makes of it what it makes of its own file."""
+        """Whether some backend of DeePMD-kit has our numbers, or none has those of its own file."""
         return all(self.verdict(way) != "differs" for way in self.found)
 
     def verdict(self, way: str) -> str:
-        """equal; "as its own" (what DeePMD-kit does with its own file); differs."""
-        found, own = self.found[way], self.own.get(way)
-        if isinstance(found, dict) and worst(found) <= self.tolerance:
+        """equal; "own" (as with DeePMD-kit's own file); "other" (another of its backends is equal); differs."""
+        if self._equal(way):
             return "equal"
-        if isinstance(found, dict):
-            same = isinstance(own, dict) and all(abs(found[k] - own[k]) <= self.tolerance for k in found)
-        else:
-            same = isinstance(own, str)
-        return "as its own" if same else "differs"
+        found, own = self.found[way], self.own.get(way)
+        if isinstance(found, dict) and isinstance(own, dict):
+            return "own" if all(abs(found[k] - own[k]) <= self.tolerance for k in found) else "differs"
+        if isinstance(found, str) and isinstance(own, str):
+            return "own"
+        if own is None and any(self._equal(other) for other in self.found if other not in (way, GOLDEN)):
+            return "other"
+        return "differs"
+
+    def _equal(self, way: str) -> bool:
+        found = self.found[way]
+        return isinstance(found, dict) and worst(found) <= self.tolerance
 
 
 def worst(found: dict[str, float]) -> float:
@@ -64,7 +85,7 @@ def tolerance_of(model: Model) -> float:
 
 def golden_models(peer: Peer, scratch: Path, only: str) -> Iterator[Exchange]:
     """Every golden model whose name contains `only`, loaded here and saved here."""
-    for source in sorted(FOLDER.glob(f"*{only}*.dp")):
+    for source in sorted(path for path in FOLDER.glob("*.dp") if only in path.name):
         potential = dpmodel.load(source, backend="pt")
         with np.load(source.with_suffix(".npz")) as file:
             golden = dict(file)
@@ -78,8 +99,10 @@ def golden_models(peer: Peer, scratch: Path, only: str) -> Iterator[Exchange]:
         for way in WAYS:
             if not isinstance(found[way], dict) or worst(found[way]) > tolerance_of(potential.model):
                 own |= exchange(peer, copy, potential, ours, frames, ways=(way,))
-        expected = {key: value for key, value in golden.items() if key.split("/")[1] == "out" and not key.endswith("/mask")}
-        found["golden"] = differences(ours, expected, summed=potential.model.message_passing)
+        expected = {
+            key: value for key, value in golden.items() if key.split("/")[1] == "out" and not key.endswith("/mask")
+        }
+        found[GOLDEN] = differences(ours, expected, summed=potential.model.message_passing)
         yield Exchange(source.stem, tolerance_of(potential.model), found, own)
 
 
@@ -93,15 +116,22 @@ def option_models(peer: Peer, scratch: Path, only: str) -> Iterator[Exchange]:
         dpmodel.save(potential, path)
         frames = probe(model)
         ways = WAYS if name in COMBINED else WAYS[:1]
-        found = exchange(peer, path, potential, evaluate(potential, frames), frames, ways=ways)
-        yield Exchange(name, tolerance_of(model), found, {})
+        ours = evaluate(potential, frames)
+        item = Exchange(name, tolerance_of(model), exchange(peer, path, potential, ours, frames, ways=ways), {})
+        if ways == WAYS[:1] and not item.holds():
+            item.found |= exchange(peer, path, potential, ours, frames, ways=(EAGER,))
+        yield item
 
 
 def probe(model: Model) -> Frames:
-    """One frame in a small triclinic cell and one without a cell, with all inputs that the model takes."""
+    """One frame in a small triclinic cell and one without a cell, with all inputs that the model takes.
+
+    The first atom is of type 0: DeePMD-kit gives empty places of the neighbour list its type, dpmodel type 0.
+    """
     found = {}
     for name, periodic in (("cell", True), ("open", False)):
         system = random_system(model, frames=1, atoms=13, virtual=0, periodic=periodic)
+        system = system.atoms(np.argsort(system.atype[0] != 0, stable=True))
         given = {
             "coord": system.coord,
             "atype": system.atype,
@@ -124,10 +154,13 @@ def exchange(
     names = (model.output().reduced, model.output().atomic)
     for way in ways:
         try:
-            if way != ".dp":
+            if way == TORCH:
                 peer.ask("convert", source=str(path), target=str(path.with_suffix(way)))
-            theirs = peer.evaluate(path.with_suffix(way), frames, names)
+            source = path.with_suffix(TORCH) if way == TORCH else path
+            theirs = peer.evaluate(source, frames, names, eager=way == EAGER)
             found[way] = differences(ours, theirs, summed=model.message_passing)
         except PeerError as problem:
             found[way] = str(problem)
+    if isinstance(found.get(TORCH), str) and EAGER not in found:
+        found |= exchange(peer, path, potential, ours, frames, (EAGER,))
     return found

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from models import Differences, Exchange, worst
-from training import Training
+from models import EAGER, GOLDEN, NUMPY, TORCH, Differences, Exchange, worst
+from training import ERROR, Training
 
 __all__ = ["exchange_table", "option_table", "training_table"]
 
@@ -31,18 +31,27 @@ def number(found: Differences | None, *names: str) -> str:
 
 def _row(item: Exchange) -> list[str]:
     """Name; loads by NumPy, its largest difference; loads by PyTorch, differences of energy, force, virial, all else."""
-    numpy, torch = item.found[".dp"], item.found.get(".pth")
+    numpy, torch = item.found[NUMPY], item.found.get(TORCH)
+    way = "-" if torch is None else loads(torch)
+    if not isinstance(torch, dict) and EAGER in item.found:
+        torch = item.found[EAGER]
+        way = "eager" if isinstance(torch, dict) else way
     others = () if not isinstance(torch, dict) else tuple(name for name in torch if name not in OTHERS)
     cells = [item.name, loads(numpy), number(numpy, *(numpy if isinstance(numpy, dict) else ()))]
-    cells += ["-" if torch is None else loads(torch), *(number(torch, name) for name in OTHERS), number(torch, *others)]
+    cells += [way, *(number(torch, name) for name in OTHERS), number(torch, *others)]
     return cells
 
 
 def loads(found: Differences) -> str:
-    """Whether a file could be evaluated."""
+    """Whether a file could be evaluated; eager: only without TorchScript."""
     return "yes" if isinstance(found, dict) else "no"
 
 
+REASONS = {
+    "own": "; the same with DeePMD-kit's own file",
+    "other": "; equal by another backend of DeePMD-kit",
+    "differs": "",
+}
 COLUMNS = ("model", "NumPy", "all outputs", "PyTorch", "energy", "force", "virial", "others")
 
 
@@ -55,14 +64,13 @@ def _notes(items: Sequence[Exchange]) -> list[str]:
             if verdict == "equal":
                 continue
             what = found if isinstance(found, str) else f"{worst(found):.1e}"
-            same = "; the same with DeePMD-kit's own file" if verdict == "as its own" else ""
-            said.append(f"`{item.name}`, {way}: {what}{same}.")
+            said.append(f"`{item.name}`, {way}: {what}{REASONS[verdict]}.")
     return said
 
 
 def exchange_table(items: Sequence[Exchange]) -> str:
     """The golden models."""
-    rows = [[*_row(item), number(item.found["golden"], *item.found["golden"])] for item in items]
+    rows = [[*_row(item), number(item.found[GOLDEN], *item.found[GOLDEN])] for item in items]
     return table("Golden models, saved here", (*COLUMNS, "golden"), rows, _notes(items))
 
 
@@ -78,10 +86,17 @@ def training_table(items: Sequence[Training]) -> str:
         theirs = item.theirs
         others = () if not isinstance(theirs, dict) else tuple(name for name in theirs if name not in OTHERS)
         cells = ["yes" if isinstance(theirs, dict) else "no", *(number(theirs, name) for name in ("energy", "force"))]
-        rows.append([*_row(item.ours), *cells, number(theirs, *others), item.normalised.split(":")[0]])
+        rows.append(
+            [
+                *_row(item.ours),
+                *cells,
+                number(theirs, *others),
+                "error" if item.normalised.startswith(ERROR) else item.normalised,
+            ]
+        )
         if isinstance(theirs, str):
             notes.append(f"`{item.name}`, trained there: {theirs}.")
-        if item.normalised.startswith("error"):
+        if item.normalised.startswith(ERROR):
             notes.append(f"`{item.name}`, `out.json` here: {item.normalised}.")
     more = ("its `.pt`", "energy", "force", "others", "its `out.json` here")
     return table("Trained here (left), trained there (right)", (*COLUMNS, *more), rows, notes)

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from inputs import STEPS, input_files, write_input
-from models import Differences, Exchange, exchange, probe, tolerance_of
+from models import Differences, Exchange, exchange, probe, tolerance_of, worst
 from sides import Peer, PeerError, differences, evaluate
 
 import dpmodel
 from dpmodel.cli import main as dpmodel_command
 
 __all__ = ["Training", "trained_models"]
+
+
+ERROR = "dpmodel: error"
+"""How our messages begin."""
+
+
+class CommandError(RuntimeError):
+    """What our command line said instead of doing its work."""
 
 
 @dataclasses.dataclass
@@ -34,8 +43,9 @@ class Training:
 
     def holds(self) -> bool:
         """Whether everything that DeePMD-kit could do holds."""
-        theirs = isinstance(self.theirs, str) or max(self.theirs.values()) <= self.tolerance
-        return self.ours.verdict(".pth") == "equal" and theirs and not self.normalised.startswith("error")
+        theirs = self.theirs
+        equal = not theirs.startswith(ERROR) if isinstance(theirs, str) else worst(theirs) <= self.tolerance
+        return self.ours.holds() and equal and not self.normalised.startswith(ERROR)
 
 
 def trained_models(peer: Peer, scratch: Path, only: str) -> Iterator[Training]:
@@ -54,25 +64,26 @@ def _train(peer: Peer, folder: Path, section: dict[str, Any]) -> Training:
     try:
         checkpoint = Path(peer.ask("train", input=str(path))["checkpoint"])
         theirs = _theirs(peer, checkpoint)
-    except PeerError as problem:
-        theirs = str(problem)
+    except (PeerError, CommandError) as problem:
+        theirs = f"{problem}"
     if (output := path.with_name("out.json")).exists():
         again = write_input(json.loads(output.read_text(encoding="utf-8")), folder / "again")
         try:
             command("train", again, backend="pt")
             normalised = f"{STEPS} steps"
-        except Exception as problem:  # noqa: BLE001 - whatever goes wrong is the result
-            normalised = f"error: {problem}"
+        except CommandError as problem:
+            normalised = str(problem)
     return Training(folder.name, ours, theirs, normalised, tolerance)
 
 
 def command(name: str, path: Path, *arguments: str, **options: str) -> None:
-    """`dpmodel NAME FILE ...` in the folder of the file. Raises RuntimeError where it fails."""
+    """`dpmodel NAME FILE ...` in the folder of the file. Raises CommandError where it fails, with what it says."""
     more = [word for key, value in options.items() for word in (f"--{key}", value)]
-    with contextlib.chdir(path.parent):
-        status = dpmodel_command([name, path.name, *arguments, *more])
+    said = io.StringIO()
+    with contextlib.chdir(path.parent), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        status = dpmodel_command([name, path.name, *arguments, *more, "-v", "ERROR"])
     if status:
-        raise RuntimeError(f"dpmodel {name}: exit status {status}")
+        raise CommandError(said.getvalue().strip().splitlines()[-1])
 
 
 def _ours(peer: Peer, path: Path, name: str) -> Exchange:
@@ -92,6 +103,5 @@ def _theirs(peer: Peer, checkpoint: Path) -> dict[str, float]:
     potential = dpmodel.load(checkpoint.with_name("converted.dp"), backend="pt")
     model, frames = potential.model, probe(potential.model)
     expected = peer.evaluate(checkpoint, frames, (model.output().reduced, model.output().atomic))
-    return differences(evaluate(potential, frames), expected, summed=model.message_passing)
-
-
+    hessian = any(key.endswith("/hessian") for key in expected)
+    return differences(evaluate(potential, frames, hessian=hessian), expected, summed=model.message_passing)

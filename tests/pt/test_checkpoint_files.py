@@ -186,6 +186,15 @@ def test_damaged_checkpoints(tmp_path, content, change, message):
     refused(tmp_path, content, message)
 
 
+def test_what_training_alone_needs_is_left_out(tmp_path, content):
+    """DeePMD-kit keeps these in the section of a model that it has fine-tuned, or trained with Hessians."""
+    content["model"]["_extra_state"]["model_params"].update(resuming=True, new_type_stat=False, hessian_mode=True)
+    torch.save(content, tmp_path / "a.pt")
+    found, expected = (dpmodel.load(path).model.state() for path in (tmp_path / "a.pt", FOLDER / "sea.pt"))
+    assert list(found) == list(expected)
+    assert all(np.array_equal(found[key], value) for key, value in expected.items())
+
+
 class Evil:
     """Would make a folder if it were unpickled."""
 

@@ -156,7 +156,8 @@ def _write_parts(op: LinearModel) -> dict[str, Any]:
 
 
 def _write_linear(op: LinearModel, _: tuple[str, ...]) -> dict[str, Any]:
-    head = {"@class": "Model", "type": "linear", "@version": 3}
+    # DeePMD-kit 3.2.0 reads both names with NumPy, but knows only this one with PyTorch; it writes "linear".
+    head = {"@class": "Model", "type": "linear_ener", "@version": 3}
     return {**head, **_write_parts(op), "weights": thaw(op.weights)}
 
 
