@@ -1,27 +1,21 @@
-"""From `model` sections to models: spin, ZBL and linear models, pair tables from files, and statistics of all kinds."""
+"""From `model` sections to models: with spin, with pair tables (ZBL), sums of models, hybrids."""
 
 from __future__ import annotations
 
-import itertools
-import logging
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import dpmodel
 from dpmodel import Potential
 from dpmodel.data import Dataset, LabelRequest
 from dpmodel.data.write import write_system
-from dpmodel.errors import DataError, InputError
+from dpmodel.errors import InputError
 from dpmodel.input import load_input
 from dpmodel.models import LinearModel, Model, PairTable, SpinModel, StandardModel, ZBLModel, builder_of
 from dpmodel.models.build import build_model
-from dpmodel.models.tables import read_pair_table
-from dpmodel.statistics.fit import bias_labels, fit_statistics
 from dpmodel.statistics.neighbour import neighbour_statistics, resolve_sel
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -389,227 +383,3 @@ def test_types_that_a_descriptor_counts_may_be_spelled_out() -> None:
 )
 def test_bad_hybrids(parts: list[dict[str, Any]], words: str) -> None:
     refuse(section(descriptor={"type": "hybrid", "list": parts}), words)
-
-
-# --- pair tables ------------------------------------------------------------------------------------------
-
-
-def read(path: Path, *, rcut: float = 3.0, types: tuple[str, ...] = ("O", "H", "B")) -> PairTable:
-    return read_pair_table(path, types, rcut=rcut, sel=10, name="model.use_srtab")
-
-
-@pytest.mark.parametrize("name", ["zbl_dpa1", "zbl_dpa3"])
-def test_the_splines_of_deepmd_kit(name: str) -> None:
-    golden = dpmodel.load(GOLDEN / f"{name}.dp", backend="numpy").model.parts[1]
-    table = read(TABLE, rcut=golden.cutoff, types=golden.type_map)
-    for key in ("rmin", "step", "rmax"):
-        np.testing.assert_allclose(getattr(table, key), getattr(golden, key), rtol=1e-12)
-    scale = np.max(np.abs(golden.coefficients))
-    np.testing.assert_allclose(table.coefficients, golden.coefficients, rtol=0, atol=1e-11 * scale)
-    np.testing.assert_allclose(table.rows, golden.rows, rtol=1e-12, atol=1e-12)
-
-
-def pair_energy(table: PairTable, r: float, types: tuple[int, int] = (0, 1)) -> float:
-    coord = np.array([[[0.0, 0.0, 0.0], [0.0, r, 0.0]]])
-    return float(Potential.from_model(table, "numpy").evaluate(coord, np.array(types), None)["energy"][0, 0])
-
-
-def test_the_table_goes_through_its_points() -> None:
-    table, rows = read(TABLE), np.loadtxt(TABLE)
-    for k in (5, 100, 250):
-        for column, pair in enumerate(((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))):
-            for types in (pair, pair[::-1]):
-                expected = rows[k, 1 + column]
-                np.testing.assert_allclose(pair_energy(table, rows[k, 0], types), expected, rtol=1e-9)
-
-
-def write(path: Path, rows: np.ndarray) -> Path:
-    np.savetxt(path, rows)
-    return path
-
-
-def short_rows(last: float = 0.0) -> np.ndarray:
-    """Of one type, 0.5 Å to 2 Å."""
-    r = np.linspace(0.5, 2.0, 31)
-    return np.stack([r, (2.0 - r) ** 2 + last], axis=1)
-
-
-def test_tables_that_end_before_the_cutoff(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING)
-    ends = read(write(tmp_path / "a.txt", short_rows()), types=("O",))
-    assert not caplog.records and abs(pair_energy(ends, 2.5, (0, 0))) < 1e-15
-    led = read(write(tmp_path / "b.txt", short_rows(0.3)), types=("O",))
-    assert re.search(r"b.txt ends at 2 Å with energies that are not 0, before the cutoff of 3 Å", caplog.text)
-    values = [pair_energy(led, r, (0, 0)) for r in (1.99, 2.2, 2.5, 2.8, 2.9999)]
-    assert values[0] == pytest.approx(0.3, abs=0.01) and all(a > b for a, b in itertools.pairwise(values))
-    assert abs(values[-1]) < 1e-3
-    assert read(tmp_path / "b.txt", rcut=1.5, types=("O",)).cutoff == 1.5
-
-
-def changed(rows: np.ndarray, place: tuple[int, int], value: float) -> np.ndarray:
-    out = rows.copy()
-    out[place] = value
-    return out
-
-
-ROWS = np.loadtxt(TABLE)
-
-
-@pytest.mark.parametrize(
-    ("rows", "words"),
-    [
-        (ROWS[:, :6], "expected at least 3 rows of 7 numbers .* got 400 of 6"),
-        (ROWS[:2], "got 2 of 7"),
-        (changed(ROWS, (7, 3), math.nan), "expected finite numbers, got NaN or infinity"),
-        (changed(ROWS, (7, 3), math.inf), "expected finite numbers"),
-        (changed(ROWS, (7, 0), 0.085), "expected distances that grow in equal steps"),
-        (ROWS[::-1], "expected distances that grow in equal steps"),
-        (ROWS - np.eye(1, 7) * 0.02, "from at least 0"),
-    ],
-)
-def test_bad_tables(tmp_path: Path, rows: np.ndarray, words: str) -> None:
-    path = write(tmp_path / "bad.txt", rows)
-    refuse(zbl(path), rf"model.use_srtab: .*bad.txt: .*{words}")
-
-
-def test_damaged_tables(tmp_path: Path) -> None:
-    text = TABLE.read_text()
-    for content in (text[: len(text) // 2 + 20], "", "r e e e\n", "1.0 two\n"):
-        (tmp_path / "bad.txt").write_text(content)
-        refuse(zbl(tmp_path / "bad.txt"), r"bad.txt: expected .*rows of 7 numbers")
-    (tmp_path / "bad.txt").write_bytes(bytes(range(256)) * 8)
-    refuse(zbl(tmp_path / "bad.txt"), "bad.txt: expected rows of 7 numbers")
-    refuse(zbl(tmp_path), "cannot read")
-    refuse(zbl(tmp_path / "none.txt"), r"cannot read .*none.txt .*; name the file of the table")
-
-
-# --- statistics -------------------------------------------------------------------------------------------
-
-
-def fitted(model: dict[str, Any], folder: Path, labels: dict[str, np.ndarray], caplog: Any = None) -> Any:
-    """The model with statistics of four frames of six atoms with `labels`; O and H in other numbers in a second system."""
-    rng = np.random.default_rng(9)
-    output = load(model).output()
-    shapes = {
-        name: LabelRequest(name=name, shape=output.shape, atomic=of_atoms)
-        for name, of_atoms in bias_labels(output).items()
-    }
-    spin = LabelRequest(name="spin", shape=(3,), atomic=True)
-    wanted = tuple(shapes.values()) + ((spin,) if "spin" in model else ())
-    for k, types in enumerate(KINDS):
-        coord, _ = atoms(seed=k, nframes=4)
-        mine = {name: value[k] for name, value in labels.items()} | {"spin": rng.normal(size=(4, 6, 3))}
-        write_system(folder / f"data_{k}", coord, np.array(types), BOX, type_map=("O", "H"), labels=mine)
-    data = Dataset.from_config(folder, batch_size=1, type_map=("O", "H"), labels=wanted)
-    built = build(model)
-    return fit_statistics(built, data, builder_of(built), nbatch=10, protect=0.01)
-
-
-KINDS = ([0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1])
-COUNTS = np.repeat(np.array([[2, 4], [3, 3]]), 4, axis=0)
-
-
-def frames(width: int, seed: int = 0) -> np.ndarray:
-    """(systems, frames, width)."""
-    return np.random.default_rng(seed).normal(3.0, 1.0, size=(2, 4, width))
-
-
-def by_types(values: np.ndarray, counts: np.ndarray = COUNTS) -> tuple[np.ndarray, np.ndarray]:
-    """Normal equations of the least-squares problem."""
-    y, a = values.reshape(8, -1), counts.astype(float)
-    bias = np.linalg.solve(a.T @ a, a.T @ y)
-    return bias, np.std(y - a @ bias, axis=0)
-
-
-@pytest.mark.parametrize("kind", ["spin", "zbl", "linear"])
-def test_energies(kind: str, tmp_path: Path, two: Path) -> None:
-    sections = {
-        "spin": section(spin=SPIN),
-        "zbl": section(use_srtab=str(two), sw_rmin=0.2, sw_rmax=0.4),
-        "linear": linear(SHORT, OTHER, weights="mean"),
-    }
-    energy = frames(1)
-    model = fitted(sections[kind], tmp_path / "data", {"energy": energy})
-    bias, deviation = by_types(energy)
-    whole = model.backbone if kind == "spin" else model
-    np.testing.assert_allclose(whole.out_bias[:2], bias, rtol=1e-10)
-    np.testing.assert_allclose(whole.out_std, np.broadcast_to(deviation, whole.out_std.shape), rtol=1e-10)
-    if kind == "spin":
-        assert not np.any(whole.out_bias[2:])
-        assert np.ptp(whole.descriptor.state()["davg"]) > 0.0
-    else:  # the parts keep biases of 0, and have their own statistics of neighbours
-        assert all(not np.any(part.out_bias) for part in model.parts)
-        assert np.ptp(model.parts[0].descriptor.state()["davg"]) > 0.0
-
-
-def test_energies_of_isolated_atoms_in_zbl_models(tmp_path: Path, two: Path) -> None:
-    net = {**NET, "atom_ener": [-3.0, None]}
-    energy = frames(1)
-    model = fitted(
-        section(
-            use_srtab=str(two), sw_rmin=0.2, sw_rmax=0.4, fitting_net=net, descriptor={**SEA, "set_davg_zero": True}
-        ),
-        tmp_path / "data",
-        {"energy": energy},
-    )
-    assert model.out_bias[0, 0] == -3.0
-    rest = energy.reshape(8) + 3.0 * COUNTS[:, 0]
-    np.testing.assert_allclose(model.out_bias[1, 0], np.dot(rest, COUNTS[:, 1]) / np.sum(COUNTS[:, 1] ** 2), rtol=1e-10)
-    alone = Potential.from_model(model, "numpy").evaluate(np.zeros((1, 1, 3)), np.array([0]), None)["energy"]
-    np.testing.assert_allclose(alone, -3.0, rtol=1e-12)
-
-
-@pytest.mark.parametrize("intensive", [True, False])
-@pytest.mark.parametrize("by_type", [True, False])
-def test_properties(intensive: bool, by_type: bool, tmp_path: Path) -> None:
-    net = {
-        **NET, "type": "property", "property_name": "gap", "task_dim": 2, "intensive": intensive,
-        "distinguish_types": by_type,
-    }  # fmt: skip
-    gap = frames(2)
-    model = fitted(section(fitting_net=net), tmp_path / "data", {"gap": gap})
-    if by_type:
-        bias, deviation = by_types(gap, COUNTS / 6 if intensive else COUNTS)
-    else:
-        values = gap.reshape(8, 2) / (1 if intensive else 6)
-        bias, deviation = np.tile(np.mean(values, axis=0), (2, 1)), np.std(values, axis=0)
-    np.testing.assert_allclose(model.out_bias, bias, rtol=1e-9)
-    np.testing.assert_allclose(model.out_std, np.tile(deviation, (2, 1)), rtol=1e-10)
-
-
-@pytest.mark.parametrize(
-    ("kind", "name", "width"), [("dipole", "dipole", 3), ("polar", "polarizability", 9), ("dos", "dos", 4)]
-)
-@pytest.mark.parametrize("labels", ["frames", "atoms", "both"])
-def test_other_quantities(kind: str, name: str, width: int, labels: str, tmp_path: Path) -> None:
-    net = {**NET, "type": kind, **({"numb_dos": 4} if kind == "dos" else {})}
-    of_frames = frames(width)
-    of_atoms = np.random.default_rng(1).normal(1.0, 1.0, size=(2, 4, 6, width))
-    given = {}
-    if labels != "atoms":
-        given[name] = of_frames
-    if labels != "frames":
-        given[f"atomic_{name}" if kind != "dos" else "atom_dos"] = of_atoms.reshape(2, 4, 6 * width)
-    model = fitted(section(fitting_net=net), tmp_path / "data", given)
-    if labels == "frames":
-        bias, deviation = by_types(of_frames)
-        deviation = np.tile(deviation, (2, 1))
-    else:  # atoms' labels come first
-        kinds = np.array([[types] * 4 for types in KINDS])
-        bias, deviation = (np.stack([f(of_atoms[kinds == t], axis=0) for t in (0, 1)]) for f in (np.mean, np.std))
-    np.testing.assert_allclose(model.out_bias, bias, rtol=1e-9)
-    np.testing.assert_allclose(model.out_std, deviation, rtol=1e-9)
-
-
-def test_without_labels_the_bias_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    model = fitted(section(spin=SPIN), tmp_path / "data", {})
-    assert "no system has labels of 'energy': the output bias stays as it is" in caplog.text
-    assert not np.any(model.backbone.out_bias)
-
-
-@pytest.mark.parametrize("name", ["dos", "atom_dos"])
-def test_labels_that_are_no_numbers(name: str, tmp_path: Path) -> None:
-    values = frames(4) if name == "dos" else np.ones((2, 4, 24))
-    values[1, 2, 3] = np.nan
-    with pytest.raises(DataError, match=rf"{name}"):
-        fitted(section(fitting_net={**NET, "type": "dos", "numb_dos": 4}), tmp_path / "data", {name: values})
