@@ -7,20 +7,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from consistent.cases import CASES
 
 __all__ = ["STEPS", "input_files", "write_input"]
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-STEPS = 3
+STEPS, FRAMES = 3, 8
 
 
-def input_files() -> dict[str, dict[str, Any]]:
-    """By name the inputs, with absolute paths: the examples, then every descriptor on the water of the examples."""
+def input_files(scratch: Path) -> dict[str, dict[str, Any]]:
+    """By name the inputs: the examples, then every descriptor on the water of the examples.
+
+    Paths are absolute; of every folder of data the inputs name a copy of a few frames.
+    """
     found = {}
     for path in sorted(EXAMPLES.glob("*/input*.json")):
         section = json.loads(path.read_text(encoding="utf-8"))
-        found[path.parent.name + path.stem.removeprefix("input")] = _absolute(section, path.parent)
+        found[path.parent.name + path.stem.removeprefix("input")] = _absolute(section, path.parent, scratch)
     water = found["water"]
     for name, case in CASES.items():
         model = json.loads(json.dumps(case.section))  # mappings become dictionaries
@@ -32,14 +36,31 @@ def input_files() -> dict[str, dict[str, Any]]:
     return found
 
 
-def _absolute(value: Any, folder: Path) -> Any:
+def _absolute(value: Any, folder: Path, scratch: Path) -> Any:
     """The same with the paths of data and tables made absolute."""
     if isinstance(value, dict):
-        return {key: _absolute(item, folder) for key, item in value.items()}
+        return {key: _absolute(item, folder, scratch) for key, item in value.items()}
     if isinstance(value, list):
-        return [_absolute(item, folder) for item in value]
-    exists = isinstance(value, str) and ("/" in value or "." in value) and (folder / value).exists()
-    return str((folder / value).resolve()) if exists else value
+        return [_absolute(item, folder, scratch) for item in value]
+    if not isinstance(value, str) or not {".", "/"} & set(value) or not (folder / value).exists():
+        return value
+    path = (folder / value).resolve()
+    return str(_short(path, scratch) if (path / "type.raw").exists() else path)
+
+
+def _short(system: Path, scratch: Path) -> Path:
+    """A copy of the first frames of a system."""
+    target = scratch / "data" / system.relative_to(EXAMPLES)
+    for source in sorted(system.rglob("*.*")):
+        copied = target / source.relative_to(system)
+        if source.is_dir() or copied.exists():
+            continue
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        if source.suffix == ".npy":
+            np.save(copied, np.load(source)[:FRAMES])
+        else:
+            copied.write_bytes(source.read_bytes())
+    return target
 
 
 def write_input(section: dict[str, Any], folder: Path) -> Path:

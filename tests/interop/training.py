@@ -50,7 +50,7 @@ class Training:
 
 def trained_models(peer: Peer, scratch: Path, only: str) -> Iterator[Training]:
     """Every input whose name contains `only`."""
-    for name, section in input_files().items():
+    for name, section in input_files(scratch).items():
         if only in name:
             yield _train(peer, scratch / name, section)
 
