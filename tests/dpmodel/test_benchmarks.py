@@ -88,7 +88,7 @@ def test_compiled_training_is_an_option_of_the_input(workload):
     assert "enable_compile" not in workload.timed_input(content, steps=8, excluded=2)["training"]
 
 
-@pytest.mark.parametrize("name", ["sea", "dpa3", "dpa3dyn"])
+@pytest.mark.parametrize("name", ["sea", "dpa1", "dpa2", "dpa3", "dpa3dyn"])
 def test_systems_of_the_inputs_exist(workload, name):
     training = workload.read_input(name)["training"]
     systems = [Path(each) for data in ("training_data", "validation_data") for each in training[data]["systems"]]
