@@ -93,7 +93,9 @@ class SpinConfig(Config):
         scales = tuple(float(next(rest)) if flag or per_type else 0.0 for flag in flags)
         wrong = [name for name, flag, scale in zip(type_map, flags, scales, strict=True) if flag and not scale > 0.0]
         if wrong:
-            raise InputError(f"spin.virtual_scale: expected numbers above 0 for types with spin, got others for {wrong}")
+            raise InputError(
+                f"spin.virtual_scale: expected numbers above 0 for types with spin, got others for {wrong}"
+            )
         return scales
 
 
@@ -257,6 +259,13 @@ class PairTableConfig(Config, key="pairtab"):
     tab_file: str = option(doc="Text file: distances in Å, then energies in eV for the pairs 0-0, 0-1, ..., 1-1, ...")
     rcut: float = option(doc="Cutoff radius.", unit="Å", check=positive)
     sel: Any = option(doc='Neighbours that are kept: a number, "auto" or "auto:f", or one number per type.')
+    data_stat_nbatch: int = option(10, "A table has no statistics.", effect="ignored", check=positive)
+    data_stat_protect: float = option(0.01, "A table has no statistics.", effect="ignored", check=positive)
+    data_bias_nsample: int = option(10, "A table has no statistics.", effect="ignored")
+    srtab_add_bias: bool = option(True, "Of pair tables in TensorFlow.", effect="ignored")
+    pair_exclude_types: tuple[tuple[int, int], ...] = option((), "Give them for the whole model.", effect="refused")
+    atom_exclude_types: tuple[int, ...] = option((), "Give them for the whole model.", effect="refused")
+    preset_out_bias: FrozenDict | None = option(None, "Give it for the whole model.", effect="refused")
 
     def check(self) -> None:
         """Raise InputError where `sel` is none."""

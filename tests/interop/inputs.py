@@ -29,11 +29,22 @@ def input_files(scratch: Path) -> dict[str, dict[str, Any]]:
     for name, case in CASES.items():
         model = json.loads(json.dumps(case.section))  # mappings become dictionaries
         found[f"{name}_tiny"] = {**copy.deepcopy(water), "model": model}
+    found |= _mixed_parts(water)
     for section in found.values():
         section["learning_rate"]["decay_steps"] = 1
         section["training"].update(numb_steps=STEPS, disp_freq=STEPS, save_freq=STEPS)
         section["model"]["data_stat_nbatch"] = 1
     return found
+
+
+def _mixed_parts(water: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Linear and ZBL models of parts that DeePMD-kit can combine: descriptors of mixed types alone, `sel` in numbers."""
+    dpa1, table = json.loads(json.dumps(CASES["dpa1"].section)), str(EXAMPLES / "zbl" / "OH.txt")
+    parts = [dpa1, {"type": "pairtab", "tab_file": table, "rcut": 1.0, "sel": 12}]
+    linear = {"type": "linear_ener", "type_map": dpa1["type_map"], "models": parts, "weights": "sum"}
+    zbl = {**dpa1, "use_srtab": table, "smin_alpha": 0.1, "sw_rmin": 0.5, "sw_rmax": 0.8}
+    models = {"linear_tiny": linear, "zbl_tiny": zbl}
+    return {name: {**copy.deepcopy(water), "model": copy.deepcopy(model)} for name, model in models.items()}
 
 
 def _absolute(value: Any, folder: Path, scratch: Path) -> Any:
@@ -51,7 +62,7 @@ def _absolute(value: Any, folder: Path, scratch: Path) -> Any:
 def _short(system: Path, scratch: Path) -> Path:
     """A copy of the first frames of a system."""
     target = scratch / "data" / system.relative_to(EXAMPLES)
-    for source in sorted(system.rglob("*.*")):
+    for source in sorted(system.rglob("*")):
         copied = target / source.relative_to(system)
         if source.is_dir() or copied.exists():
             continue

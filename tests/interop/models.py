@@ -20,6 +20,7 @@ __all__ = [
     "GOLDEN",
     "NUMPY",
     "TORCH",
+    "WAYS",
     "Differences",
     "Exchange",
     "exchange",

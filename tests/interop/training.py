@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from inputs import STEPS, input_files, write_input
-from models import Differences, Exchange, exchange, probe, tolerance_of, worst
+from models import WAYS, Differences, Exchange, exchange, probe, tolerance_of, worst
 from sides import Peer, PeerError, differences, evaluate
 
 import dpmodel
@@ -42,10 +42,12 @@ class Training:
     tolerance: float
 
     def holds(self) -> bool:
-        """Whether everything that DeePMD-kit could do holds."""
+        """Whether all that DeePMD-kit can do holds. A kind of model that it neither loads nor trains is not one of its."""
         theirs = self.theirs
         equal = not theirs.startswith(ERROR) if isinstance(theirs, str) else worst(theirs) <= self.tolerance
-        return self.ours.holds() and equal and not self.normalised.startswith(ERROR)
+        unknown = isinstance(theirs, str) and all(isinstance(found, str) for found in self.ours.found.values())
+        unknown = unknown and ERROR not in str(self.ours.found)
+        return equal and (self.ours.holds() or unknown) and not self.normalised.startswith(ERROR)
 
 
 def trained_models(peer: Peer, scratch: Path, only: str) -> Iterator[Training]:
@@ -57,7 +59,10 @@ def trained_models(peer: Peer, scratch: Path, only: str) -> Iterator[Training]:
 
 def _train(peer: Peer, folder: Path, section: dict[str, Any]) -> Training:
     folder.mkdir()
-    ours = _ours(peer, write_input(section, folder / "ours"), folder.name)
+    try:
+        ours = _ours(peer, write_input(section, folder / "ours"), folder.name)
+    except CommandError as problem:
+        ours = Exchange(folder.name, 0.0, dict.fromkeys(WAYS, f"trained here: {problem}"), {})
     path = write_input(section, folder / "theirs")
     normalised, tolerance = "-", ours.tolerance
     theirs: Differences
