@@ -48,8 +48,18 @@ def uses(case: str, reference: type[Op]) -> bool:
     return any(isinstance(op, reference) for op in ops(model_of(case)))
 
 
+COMPILED = {"se_e2_a", "se_e2_a-activation-relu", "se_e2_r", "dpa1-no_attention-smooth-strip"}
+"""Cases that are compiled for JAX, third derivatives and all, in every run; the others nightly."""
+
+
+def marks(backend: str, case: str) -> tuple[pytest.MarkDecorator, ...]:
+    return (pytest.mark.nightly,) if backend == "jax" and case not in COMPILED else ()
+
+
 ENTRIES = [
-    pytest.param(backend, reference, override, case, id=f"{backend}-{override.__name__}-{case}")
+    pytest.param(
+        backend, reference, override, case, id=f"{backend}-{override.__name__}-{case}", marks=marks(backend, case)
+    )
     for backend, table in TABLES.items()
     for reference, override in table.items()
     for case in NAMES
