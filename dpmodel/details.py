@@ -21,6 +21,7 @@ Models of other quantities write `PREFIX.<quantity>.out`, as `PREFIX.dipole.out`
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import secrets
 from pathlib import Path
@@ -32,7 +33,7 @@ import numpy as np
 from dpmodel.errors import InputError
 from dpmodel.metrics import Comparison
 
-__all__ = ["FILES", "DetailWriter", "detail_path", "read_detail"]
+__all__ = ["FILES", "DetailWriter", "detail_path", "other_quantities", "read_detail"]
 
 _TENSOR = tuple(a + b for a in "xyz" for b in "xyz")
 
@@ -66,6 +67,16 @@ def detail_path(prefix: str | os.PathLike[str], quantity: str) -> Path:
     if not path.name:
         raise InputError(f"expected a prefix for files such as results/water, got {os.fspath(prefix)!r}")
     return path.with_suffix(f".{_part(quantity)}.out")
+
+
+def other_quantities(prefix: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Quantities of models of no energies of which there are files, sorted."""
+    path = detail_path(prefix, "energy")
+    stem, known = path.name.removesuffix("e.out"), {part for part, _ in FILES.values()}
+    parts = (
+        file.name.removeprefix(stem).removesuffix(".out") for file in path.parent.glob(f"{glob.escape(stem)}*.out")
+    )
+    return tuple(sorted(part.replace("_peratom", "_per_atom") for part in parts if part not in known))
 
 
 class DetailWriter:

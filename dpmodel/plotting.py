@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from dpmodel.details import detail_path, read_detail
+from dpmodel.details import detail_path, other_quantities, read_detail
 from dpmodel.errors import DPError, InputError
 from dpmodel.files.atomic import atomic_write
+from dpmodel.metrics import title_of
 from dpmodel.training.lcurve import read_lcurve
 
 __all__ = ["plot_lcurve", "plot_parity"]
@@ -61,8 +62,11 @@ _PARITY = (
     ("energy_per_atom", "Energy", "meV/atom", 1000.0, True),
     ("force", "Force components", "eV/Å", 1.0, False),
     ("virial_per_atom", "Virial components", "meV/atom", 1000.0, False),
+    ("force_mag", "Magnetic force components", "eV per unit of spin", 1.0, False),
+    ("hessian", "Hessian elements", "eV/Å²", 1.0, False),
 )
-"""Quantity, title, unit, factor to the unit, whether the mean of the labels is taken off both axes."""
+"""Quantity, title, unit, factor to the unit, whether the mean of the labels is taken off both axes. Other quantities have
+no unit, and those of frames are drawn per atom where they are sums."""
 _MANY = 4000
 """From so many points on, density is drawn instead of points."""
 
@@ -94,21 +98,29 @@ def plot_lcurve(lcurve: str | os.PathLike[str], output: str | os.PathLike[str], 
 
 
 def plot_parity(prefix: str | os.PathLike[str], output: str | os.PathLike[str], *, title: str | None = None) -> Path:
-    """Draw predictions against labels: energy per atom, force components, virial components, with their errors.
+    """Draw predictions against labels with their errors: energy per atom, forces, virials, Hessians, or what other models
+    predict.
 
     prefix: as given to `dpmodel test -d`. Raises InputError where its files are missing or of another kind, DPError
     where matplotlib is missing, OSError where the picture cannot be written.
     """
     target, form = _target(output)
-    found = [(row, pair) for row in _PARITY if (pair := read_detail(prefix, row[0])) is not None]
+    found = [(row, pair) for row in (*_PARITY, *_others(prefix)) if (pair := read_detail(prefix, row[0])) is not None]
     if not found:
-        names = ", ".join(str(detail_path(prefix, row[0])) for row in _PARITY)
+        names = ", ".join(str(detail_path(prefix, row[0])) for row in _PARITY[:3])
         raise InputError(f"no details to draw: expected {names}; write them with `dpmodel test ... -d {prefix}`")
     with _load("matplotlib").rc_context(_STYLE):
         figure, axes = _figure(len(found), 4.2, 4.0)
         for axis, ((_, name, unit, factor, centred), (label, prediction)) in zip(axes, found, strict=True):
             _parity(axis, factor * label.ravel(), factor * prediction.ravel(), name, unit, centred)
         return _finish(figure, target, form, title)
+
+
+def _others(prefix: str | os.PathLike[str]) -> list[tuple[str, str, str, float, bool]]:
+    """Rows like those of `_PARITY` for quantities of other models."""
+    names = other_quantities(prefix)
+    drawn = [name for name in names if f"{name}_per_atom" not in names]
+    return [(name, "/".join(filter(None, title_of(name))), "", 1.0, False) for name in drawn]
 
 
 # --- the sheet -------------------------------------------------------------------------------------------
@@ -219,7 +231,8 @@ def _parity(axis: Any, label: np.ndarray, prediction: np.ndarray, name: str, uni
     else:
         axis.plot(label, prediction, "o", markersize=3.5, color=_VALIDATION, alpha=0.65, markeredgewidth=0)
     axis.plot((low, high), (low, high), color=_INK, linewidth=0.8, dashes=(4, 3))
-    axis.set(xlim=(low, high), ylim=(low, high), aspect="equal", xlabel=f"label, {unit}", ylabel=f"prediction, {unit}")
+    sides = [", ".join(filter(None, (side, unit))) for side in ("label", "prediction")]
+    axis.set(xlim=(low, high), ylim=(low, high), aspect="equal", xlabel=sides[0], ylabel=sides[1])
     axis.set_title(f"{name}{' about the mean of labels' if centred else ''}")
     axis.text(
         0.04, 0.96, f"RMSE {rmse:.3g} {unit}\nMAE {mae:.3g} {unit}\n{label.size:,} numbers", transform=axis.transAxes,

@@ -117,3 +117,23 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert all(Path(name).exists() for name in ("lcurve.png", "curve.pdf", "details.parity.png"))
     assert main(["plot", "lcurve.out", "--parity", "details"]) == 1
     assert "got both" in capsys.readouterr().err
+
+
+def test_other_quantities(tmp_path: Path) -> None:
+    """Of models with spin, and of models of no energies: all that there is, sums per atom."""
+    rng = np.random.default_rng(0)
+    for name, width in (("fm", 3), ("h", 1)):
+        np.savetxt(tmp_path / f"spins.{name}.out", rng.normal(size=(5, 2 * width)))
+    for name in ("dipole", "dipole_peratom", "atom_dipole"):
+        np.savetxt(tmp_path / f"water.{name}.out", rng.normal(size=(5, 6)))
+    target = tmp_path / "x.svg"
+    plot_parity(tmp_path / "spins", target)
+    for text in ("Magnetic force components", "Hessian elements", "label, eV per unit of spin"):
+        assert f"<!-- {text} -->" in texts(target)
+    plot_parity(tmp_path / "water", target)
+    for text in ("Dipole/Natoms", "Atomic dipole", "prediction"):
+        assert f"<!-- {text} -->" in texts(target)
+    assert "<!-- Dipole -->" not in texts(target)
+    np.savetxt(tmp_path / "odd.dipole.out", rng.normal(size=(5, 5)))
+    with pytest.raises(InputError, match=r"odd\.dipole\.out: expected rows of twice as many"):
+        plot_parity(tmp_path / "odd", target)
