@@ -65,7 +65,7 @@ class SpectralDPA1(DPA1):
         q, k, m = blocks.u.shape[1:]
         columns = (rows[:, :, :, None] * blocks.weights[:, :, None, :]).reshape(n, w, c * q)
         sums = moments(rows[:, :, 0], columns, k, where).reshape(n, c, q * k)
-        if blocks.u.shape[0] == 1:
+        if blocks.place is None:
             return _contract(sums, blocks.u[0].reshape(q * k, m)).transpose(1, 2)
         members = [(blocks.place == number).nonzero()[:, 0] for number in range(blocks.u.shape[0])]
         parts = [_contract(sums[own], u.reshape(q * k, m)) for own, u in zip(members, blocks.u, strict=True)]
