@@ -6,6 +6,9 @@ would believe that no system is larger than the sample, or that none has 0 or 1 
 **Segment sums.** Its own code for `index_add` adds number by number, atomically, and computes what is added in the same
 loop, unvectorised: evaluating dpa3 takes three times as long. As a scatter of whole rows it calls torch's kernel, which
 sums rows. (It does so only where the number of threads is not fixed to 1 when compiling.)
+
+**Slices that take all.** The gradient of `x[:, 0:n]` by way of a scatter asks whether "up to the end" is beyond n, which it
+cannot say of a size that it may not look at: attention over neighbours (dpa2) would not compile.
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -28,7 +32,7 @@ from torch._inductor.decomposition import select_decomp_table
 
 from dpmodel.errors import BackendError
 
-__all__ = ["OPTIONS", "decompositions", "for_any_size", "scatter_rows"]
+__all__ = ["OPTIONS", "decompositions", "for_any_size", "scatter_rows", "unslice"]
 
 OPTIONS: Mapping[str, Any] = MappingProxyType(
     {
@@ -51,9 +55,21 @@ def scatter_rows(
     return torch.ops.aten.scatter_add.default(x, dim, rows, source if alpha == 1 else source * alpha)
 
 
+def unslice(grad: torch.Tensor, input_sizes: Sequence[int], dim: int, start: int, end: int, step: int) -> torch.Tensor:
+    """`aten.slice_backward` by `aten.slice_scatter`, and by nothing where the slice takes all."""
+    if isinstance(start, int) and isinstance(end, int) and (start, end, step) == (0, sys.maxsize, 1):
+        return grad.clone()
+    return torch.slice_scatter(grad.new_zeros(input_sizes), grad, dim, start, end, step)
+
+
+_OURS: Mapping[Any, Callable[..., Any]] = MappingProxyType(
+    {torch.ops.aten.index_add.default: scatter_rows, torch.ops.aten.slice_backward.default: unslice}
+)
+
+
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """Inductor's, and ours."""
-    return {**select_decomp_table(), torch.ops.aten.index_add.default: scatter_rows}
+    return {**select_decomp_table(), **_OURS}
 
 
 _ONE_AT_A_TIME = threading.RLock()
@@ -103,13 +119,12 @@ def _own_hash() -> str:
 @contextlib.contextmanager
 def _our_decompositions() -> Iterator[None]:
     """Not every way to call Inductor takes a table, but all look into this one."""
-    table, op = select_decomp_table(), torch.ops.aten.index_add.default
-    before = table.get(op)
-    table[op] = decompositions()[op]
+    table = select_decomp_table()
+    before = {op: table[op] for op in _OURS if op in table}
+    table.update(_OURS)
     try:
         yield
     finally:
-        if before is None:
+        for op in _OURS:
             del table[op]
-        else:
-            table[op] = before
+        table.update(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from torch._inductor.decomposition import select_decomp_table
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._sympy.value_ranges import ValueRanges
 
-from dpmodel.backends.pt_expt.inductor import decompositions, for_any_size, scatter_rows
+from dpmodel.backends.pt_expt.inductor import decompositions, for_any_size, scatter_rows, unslice
 from dpmodel.errors import BackendError
 
 INDEX_ADD = torch.ops.aten.index_add.default
@@ -31,6 +32,18 @@ def test_sums_by_rows_are_sums(shape: tuple[int, ...], dim: int) -> None:
     for alpha in (1, 2.5):
         found = scatter_rows(x, dim, index, source, alpha=alpha)
         torch.testing.assert_close(found, x.index_add(dim, index, source, alpha=alpha), rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("dim", "start", "end", "step"),
+    [(1, 0, sys.maxsize, 1), (1, 0, 3, 1), (0, 1, sys.maxsize, 1), (1, 0, sys.maxsize, 2)],
+)
+def test_gradients_of_slices(dim: int, start: int, end: int, step: int) -> None:
+    x = torch.rand(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    grad = torch.ops.aten.slice.Tensor(x, dim, start, end, step)
+    arguments = (grad, list(x.shape), dim, start, end, step)
+    assert torch.equal(unslice(*arguments), torch.ops.aten.slice_backward.default(*arguments))
+    assert decompositions()[torch.ops.aten.slice_backward.default] is unslice
 
 
 @pytest.mark.parametrize("known", [True, False])
