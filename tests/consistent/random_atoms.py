@@ -65,7 +65,7 @@ def draw_atoms(draw: random.Random) -> Atoms:
     ntypes, nframes = draw.randint(1, 3), draw.randint(1, 3)
     axes = draw.choice([None, (True,) * 3, (True,) * 3, (True, False, True), (False, True, False)])
     pbc = (True,) * 3 if axes is None else axes
-    real, virtual, seed = draw.randint(1, 5), draw.choice([0, 0, 1, 2]), draw.randrange(2**32)
+    real, virtual, seed = draw.choice([1, 2, 3, 3, 4, 5]), draw.choice([0, 0, 1, 2]), draw.randrange(2**32)
     rng = np.random.default_rng(seed)
     frames: list[np.ndarray] = []
     cells: list[np.ndarray] = []

@@ -23,13 +23,15 @@ from dpmodel.nn.activation import ACTIVATIONS
 if TYPE_CHECKING:
     from .random_models import Options
 
-__all__ = ["ONE_VALUE", "RULES", "VECTORS", "Rule"]
+__all__ = ["ONE_VALUE", "RULES", "SMALLEST_SCALE", "VECTORS", "Rule"]
 
 Rule = Callable[["Options"], Any]
 VECTORS = ("se_e2_a", "dpa1", "se_atten_v2", "dpa2", "dpa3")
 """Descriptors that dipoles and polarizabilities can be had of."""
 ONE_VALUE = ("SeRConfig.type_one_side",)
 """Options with one legal value."""
+SMALLEST_SCALE = 0.2
+"""Å per unit of spin."""
 
 
 def _any_of(*values: Any) -> Rule:
@@ -174,7 +176,10 @@ def _use_spin(o: Options) -> list[Any]:
 def _scale(o: Options) -> Any:
     given = o["use_spin"]
     count = sum(given) if isinstance(given[0], bool) else len(given)
-    forms = [_number(0.2, 0.5), *(_list(_number(0.2, 0.5), k) for k in (count, o.scene.ntypes) if k)]
+    forms = [
+        _number(SMALLEST_SCALE, 0.5),
+        *(_list(_number(SMALLEST_SCALE, 0.5), k) for k in (count, o.scene.ntypes) if k),
+    ]
     return o.rng.choice(forms)(o)
 
 
@@ -303,7 +308,7 @@ RULES: dict[str, Rule] = {
     "data_stat_nbatch": _whole(1, 10),
     "data_stat_protect": _any_of(0.01, 0.001),
     "pair_exclude_types": _where(lambda o: o.parent is None, _pairs, []),
-    "atom_exclude_types": lambda o: [o.rng.randrange(o.scene.ntypes)] if o.rng.random() < 0.3 else [],
+    "atom_exclude_types": lambda o: [o.rng.randrange(o.scene.ntypes)] if o.rng.random() < 0.1 * o.scene.ntypes else [],
     "preset_out_bias": _preset,
     "model_branch_alias": _any_of([], ["water"]),
     "info": _any_of({}, {"note": 1}),

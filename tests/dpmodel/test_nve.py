@@ -1,0 +1,100 @@
+"""Energy of water at constant volume, without a thermostat: forces are the derivatives of the energy, step after step.
+
+The model is small, smooth and has room for all neighbours; tests/data/nve/README.md says how it was trained. ASE's
+velocity Verlet, 0.5 fs, velocities drawn at 300 K. The drift is the slope of a straight line fitted to the total energies
+of all steps.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import dpmodel
+from dpmodel.models import LinearModel
+from dpmodel.models.tables import read_pair_table
+
+pytest.importorskip("torch")
+pytest.importorskip("ase")
+from ase import Atoms, units  # after importorskip
+from ase.md.verlet import VelocityVerlet
+
+from dpmodel.ase import Calculator
+
+FOLDER = Path(__file__).parents[1] / "data" / "nve"
+FRAME, TIME_STEP, TEMPERATURE = 60, 0.5, 300.0
+
+
+def water(folder: Path) -> Atoms:
+    """64 molecules at the start."""
+    coord, box = (np.load(folder / "data_3" / "set.000" / f"{name}.npy")[FRAME] for name in ("coord", "box"))
+    kind = np.loadtxt(folder / "data_3" / "type.raw", int)
+    names = (folder / "data_3" / "type_map.raw").read_text().split()
+    atoms = Atoms([names[k] for k in kind], coord.reshape(-1, 3), cell=box.reshape(3, 3), pbc=True)
+    mass = atoms.get_masses()[:, None]
+    speed = np.random.default_rng(1).standard_normal((len(atoms), 3)) * np.sqrt(units.kB * TEMPERATURE / mass)
+    still = speed - np.sum(mass * speed, axis=0) / np.sum(mass)
+    atoms.set_velocities(still * np.sqrt(np.sum(mass * speed**2) / np.sum(mass * still**2)))
+    return atoms
+
+
+def energies(atoms: Atoms, calculator: Any, steps: int) -> np.ndarray:
+    """(steps + 1,): total energy per atom, eV."""
+    atoms.calc = calculator
+    run, found = VelocityVerlet(atoms, TIME_STEP * units.fs), []
+    run.attach(lambda: found.append(atoms.get_total_energy() / len(atoms)))
+    run.run(steps)
+    assert len(found) == steps + 1
+    return np.asarray(found)
+
+
+def drift(found: np.ndarray) -> float:
+    """Slope of a linear fit, eV per atom per ps."""
+    time = np.arange(len(found)) * TIME_STEP / 1000.0
+    return float(np.polyfit(time, found - found[0], 1)[0])
+
+
+@pytest.fixture(scope="module")
+def potential() -> dpmodel.Potential:
+    """The trained model, and a table that keeps atoms apart."""
+    trained = dpmodel.load(FOLDER / "model.dp", "numpy").model
+    types = trained.type_map
+    table = read_pair_table(FOLDER / "repulsion.txt", types, rcut=2.5, sel=40, name="repulsion")
+    zero, one = np.zeros((len(types), 1)), np.ones((len(types), 1))
+    both = LinearModel(parts=(trained, table), weights="sum", type_map=types, out_bias=zero, out_std=one)
+    return dpmodel.Potential.from_model(both, "pt", device="cpu")
+
+
+class Careless(Calculator):
+    """Forces that are not quite the derivatives of the energy."""
+
+    def calculate(self, *args: Any, **options: Any) -> None:
+        super().calculate(*args, **options)
+        self.results["forces"] = self.results["forces"] * 1.02
+
+
+SPREAD = 5e-5
+"""Standard deviation of the energy within 100 fs, eV per atom: 3e-5 is velocity Verlet's own at this step."""
+
+
+def test_energy_stays(potential: dpmodel.Potential, water_data: Path) -> None:
+    assert potential.model.parts[0].descriptor.is_smooth()
+    found = energies(water(water_data), Calculator(potential), 200)
+    assert found.std() <= SPREAD
+
+
+def test_other_forces_would_be_seen(potential: dpmodel.Potential, water_data: Path) -> None:
+    found = energies(water(water_data), Careless(potential), 200)
+    assert found.std() > SPREAD
+
+
+@pytest.mark.nightly
+def test_drift(potential: dpmodel.Potential, water_data: Path) -> None:
+    """5 ps: below 1e-6 eV per atom per ps."""
+    atoms = water(water_data)
+    found = energies(atoms, Calculator(potential), 10_000)
+    assert 150.0 < atoms.get_temperature() < 1000.0  # still a liquid, and moving
+    assert abs(drift(found)) <= 1e-6
