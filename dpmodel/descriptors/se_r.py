@@ -10,6 +10,7 @@ as nets have biases. Empty slots are added in closed form.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, ClassVar
 
 from dpmodel.config import option
@@ -25,19 +26,18 @@ from dpmodel.type_map import TypeChange
 __all__ = ["SeR", "SeRConfig"]
 
 
-def _one_side(value: object) -> str | None:
-    return None if value is True else "true: nets per pair of types do not exist for this descriptor"
-
-
 class SeRConfig(TypedConfig, key="se_e2_r", aliases=("se_r",)):
     """Two-body embedding of distances. Not a message-passing descriptor."""
 
-    type_one_side: bool = option(True, "One embedding net per neighbour type; must be true.", check=_one_side)
+    type_one_side: bool = option(
+        True, "There is one embedding net per neighbour type in any case: none per pair of types.", effect="ignored"
+    )
 
     def build(self, ntypes: int, type_map: tuple[str, ...], *, seed: Seed = None) -> SeR:
         """`sel` must be resolved (numbers). `seed` is used where the section names none."""
         seed = child_seed(seed if self.seed is None else self.seed, 0)
-        return SeR(config=self, ntypes=ntypes, networks=self.nets(1, ntypes, seed), **self.neutral(ntypes, 1))
+        config = dataclasses.replace(self, type_one_side=True)
+        return SeR(config=config, ntypes=ntypes, networks=self.nets(1, ntypes, seed), **self.neutral(ntypes, 1))
 
 
 class SeR(EnvironmentDescriptor):

@@ -54,6 +54,9 @@ _WITHOUT_WEIGHTS = {
 }  # fmt: skip
 """Parts of names of what is there twice, belongs to compressed models, or follows from the section."""
 
+_FROM_SECTION = {"scale", "constant_matrix", "vdata"}
+"""Arrays that states may lack: they follow from the section, or from the table that it names."""
+
 _TRAINING_ONLY = ("finetune_head", "resuming", "new_type_stat", "hessian_mode")
 _BRIDGING = ("bridging_method", "bridging_r_inner", "bridging_r_outer")
 
@@ -148,13 +151,16 @@ def _fill(tree: dict[str, Any], found: dict[tuple[str, ...], np.ndarray], where:
     """Put the arrays of the state into the tree, taking them out of `found`."""
     for holder, key, path in list(_leaves(tree)):
         name = _canonical(path)
+        if name not in found and name[-1] in _FROM_SECTION:
+            continue
         if name not in found:
             raise ModelFileError(
                 f"{where}: the model section needs the array {'.'.join(name)!r}, which the state does not have; "
                 f"the checkpoint is damaged, or of a layout that is not known here"
             )
         value, expected = found.pop(name), np.shape(holder[key])
-        if np.size(value) != np.size(holder[key]) or _long(np.shape(value)) != _long(expected):
+        flat = name[-1] == "tab_data" and len(expected) == 1
+        if np.size(value) != np.size(holder[key]) or not (flat or _long(np.shape(value)) == _long(expected)):
             raise ModelFileError(
                 f"{where}: the array {'.'.join(name)!r} has shape {np.shape(value)}, the model section implies {expected}"
             )

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from dpmodel.config import Config, freeze
 from dpmodel.errors import InputError
 from dpmodel.input import load_input, load_model
+from dpmodel.models.build import build_model
 
 SEA = Path(__file__).parents[1] / "data" / "input" / "sea.json"
 BASE: dict[str, Any] = json.loads(SEA.read_text())
@@ -293,3 +294,24 @@ def test_config_from_dict_nests() -> None:
     assert rebuilt == inp.model
     with pytest.raises(ValueError, match="descriptor: expected type to be one of"):
         type(inp.model).from_dict({**inp.normalised["model"], "descriptor": {"type": "nothing"}})
+
+
+NORMALISED = Path(__file__).parents[1] / "data" / "input" / "normalised.json"
+
+
+@pytest.mark.parametrize("name", sorted(json.loads(NORMALISED.read_text())))
+def test_inputs_that_deepmd_kit_has_normalised(name: str) -> None:
+    """DeePMD-kit's `out.json` says every key of its schema: those of what is not offered here are at their defaults."""
+    inp = load_input(json.loads(NORMALISED.read_text())[name])
+    assert not [note for note in inp.notes if "bridging" in note]
+    assert inp.training.numb_steps == 3
+
+
+def test_nets_of_se_e2_r_are_of_neighbour_types_whatever_the_input_says() -> None:
+    """DeePMD-kit's default is false, which means nothing there either; its files say true."""
+    descriptor = {"type": "se_e2_r", "rcut": 4.0, "sel": [4, 6], "neuron": [2, 4], "type_one_side": False}
+    data = changed("model.descriptor", descriptor)
+    assert [note for note in load_input(data).notes if "model.descriptor.type_one_side: accepted" in note]
+    model = build_model(load_input(data).model, seed=1)
+    assert model.descriptor.config.type_one_side
+    assert len(model.descriptor.networks) == 2

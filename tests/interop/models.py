@@ -162,6 +162,7 @@ def exchange(
             found[way] = differences(ours, theirs, summed=model.message_passing)
         except PeerError as problem:
             found[way] = str(problem)
+            peer.stop()  # TorchScript keeps halves of what it could not compile
     if isinstance(found.get(TORCH), str) and EAGER not in found:
         found |= exchange(peer, path, potential, ours, frames, (EAGER,))
     return found

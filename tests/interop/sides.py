@@ -39,9 +39,14 @@ class Peer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End the process; the next job starts another."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+            self._process = None
 
     def _start(self) -> subprocess.Popen[str]:
         # Settings of our tests are none of its; CPU alone, as the golden numbers.

@@ -38,6 +38,8 @@ def _read(op: type[Any], kind: type[TypedConfig], node: Node) -> EnvironmentDesc
     refuse(node, "spin", "spin inside the descriptor belongs to version 1 of the format; use a spin model")
     sel = read_counts(node)
     config = build_config(node, kind, sel=sel)
+    if isinstance(config, SeRConfig) and not config.type_one_side:
+        raise node.fail("'type_one_side' is false: nets per pair of types do not exist for this descriptor")
     ntypes, dtype = len(sel), dtype_name(config.precision)
     check_radii(node, config)
     check_excluded(node, config.exclude_types, ntypes)
