@@ -76,7 +76,7 @@ class Buckets:
 
     A graph takes the smallest sizes known so far that hold it in at most twice the numbers that sizes of its own would
     need (four times, eight times ... once there are many). Otherwise sizes are added that hold it and, within the same
-    bound, what earlier ones held. What is chosen depends on the graphs before, so `known` belongs to the state of a run
+    bound, what the largest earlier ones held. What is chosen depends on the graphs before, so `known` belongs to the state of a run
     that is to be repeated exactly.
     """
 
@@ -94,13 +94,14 @@ class Buckets:
         for sizes in alike:
             if _holds(sizes, least) and _count(graphs[0], sizes) <= bound:
                 return sizes
-        for sizes in alike:
+        for sizes in reversed(alike):
             # What outgrew earlier sizes once is likely to grow again: more than is needed now.
             wider = {axis: _step(_step(size)) if size > sizes[axis] else size for axis, size in fresh.items()}
             wider["nodes"] = wider["atoms"] + fresh["nodes"] - fresh["atoms"]
             both = _largest(wider, sizes)
             if _count(graphs[0], both) <= bound:
                 fresh = both
+                break
         self.known.append(fresh)
         return fresh
 

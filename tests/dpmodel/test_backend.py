@@ -236,7 +236,7 @@ def test_numpy_has_no_derivatives() -> None:
 
 
 def test_public_names() -> None:
-    assert dpmodel.__all__ == ["Potential", "__version__", "freeze", "load", "save"]
+    assert dpmodel.__all__ == ["Potential", "__version__", "freeze", "load", "model_deviation", "save"]
     assert dir(dpmodel) == sorted(dpmodel.__all__)
     for name in dpmodel.__all__:
         assert getattr(dpmodel, name) is not None
