@@ -144,7 +144,7 @@ def test_statistics_that_are_not_finite(workshop: Any, monkeypatch: pytest.Monke
     def overflown(*args: Any, **options: Any) -> dict[str, StatItem]:
         return {name: StatItem(1.0, np.inf, np.inf) for name in item_names(2)}
 
-    monkeypatch.setattr("dpmodel.descriptors.environment.environment_items", overflown)
+    monkeypatch.setattr("dpmodel.statistics.environment.environment_items", overflown)
     with np.errstate(all="ignore"):
         for stat_file in (None, "stat", "stat.h5"):
             data = workshop.input(path, training__stat_file=stat_file)
