@@ -91,6 +91,8 @@ def test_a_file_that_changes_later_is_noticed(tmp_path, kind):
         found.batch(np.array([0]))
 
 
+# JAX, where another test imported it, warns of every fork; this child reads a file and ends.
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 @pytest.mark.parametrize("kind", ["hdf5", "lmdb"])
 def test_data_may_be_read_only_and_is_read_by_forked_processes(tmp_path, kind):
     folder = tmp_path / "data"
