@@ -47,8 +47,12 @@ def graph_of(seed=0, f=2, na=6):
         aparam=rng.normal(size=(f, na, 1)),
     )
     virtual = VirtualAtoms(
-        real=np.arange(3), virtual=np.arange(3, 6), shift=rng.normal(size=(3, 3)), scale=rng.uniform(size=3),
-        frame=np.zeros(3, np.int64), owned=np.arange(2),
+        real=np.arange(3),
+        virtual=np.arange(3, 6),
+        shift=rng.normal(size=(3, 3)),
+        scale=rng.uniform(size=3),
+        frame=np.zeros(3, np.int64),
+        owned=np.arange(2),
     )
     return graph.replace(comm=Comm(handle=np.array([7])), virtual=virtual)
 
