@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from family import SPINS, small
 from mpi4py import MPI
 
 from dpmodel.backends.pt.bridge import graph_to_torch, override_table, to_torch, torch_gradient
@@ -25,6 +24,9 @@ from dpmodel.geometry import TruncationWarning
 from dpmodel.input.sections import ModelConfig
 from dpmodel.models import builder_of, predict
 from dpmodel.models.build import build_model
+
+sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
+from family import SPINS, small  # a neighbour of this script
 
 WORLD = MPI.COMM_WORLD
 RANK, SIZE = WORLD.rank, WORLD.size
