@@ -76,8 +76,8 @@ class Buckets:
 
     A graph takes the smallest sizes known so far that hold it in at most twice the numbers that sizes of its own would
     need (four times, eight times ... once there are many). Otherwise sizes are added that hold it and, within the same
-    bound, what the largest earlier ones held. What is chosen depends on the graphs before, so `known` belongs to the state of a run
-    that is to be repeated exactly.
+    bound, what earlier ones held, the largest first. What is chosen depends on the graphs before, so `known` belongs to
+    the state of a run that is to be repeated exactly.
     """
 
     def __init__(self, known: Iterable[Sizes] = ()) -> None:
@@ -101,7 +101,6 @@ class Buckets:
             both = _largest(wider, sizes)
             if _count(graphs[0], both) <= bound:
                 fresh = both
-                break
         self.known.append(fresh)
         return fresh
 

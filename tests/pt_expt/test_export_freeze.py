@@ -174,7 +174,7 @@ def test_targets_that_cannot_be(source: Path, target: Path, monkeypatch: pytest.
     """Refused before anything is compiled."""
     monkeypatch.setattr(freezing, "export_program", None)
     for output, message in (
-        (target.with_suffix(".pth"), "freeze writes .pt2 files"),
+        (target.with_suffix(".pth"), r"freeze writes \.pt2 and \.hlo files"),
         (target.parent / "none" / "model.pt2", "there is no folder"),
         (_folder(target.parent / "folder.pt2"), "is a folder"),
     ):

@@ -121,7 +121,7 @@ def test_coordinates_that_are_not_numbers(lammps, make_script, dpa3_pt2):
         ({"style": "dpmodel nowhere.pt2"}, "cannot use the model nowhere.pt2: the file cannot be read"),
         ({"style": "dpmodel atoms.data"}, "cannot use the model atoms.data: it is no exported model"),
         ({"style": "dpmodel {} fparam 1.0"}, "this model takes no fparam"),
-        ({"style": "dpmodel {} fparm 1.0"}, "unknown option 'fparm'; known are fparam, aparam and charge_spin"),
+        ({"style": "dpmodel {} fparm 1.0"}, "unknown option 'fparm'; known are fparam, aparam, charge_spin and max_spin"),
         ({"style": "dpmodel"}, "expected a model"),
     ],
 )
