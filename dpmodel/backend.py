@@ -11,9 +11,10 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -22,6 +23,11 @@ from dpmodel.graph import Graph
 from dpmodel.models.base import Model
 from dpmodel.models.curvature import HessianRequest
 from dpmodel.models.derivatives import predict
+from dpmodel.op import Op
+
+if TYPE_CHECKING:
+    from dpmodel.training.stepper import Loss, StepOptions, Stepper
+    from dpmodel.training.world import World
 
 __all__ = [
     "ALIASES",
@@ -108,17 +114,24 @@ class Trainer(Backend, Protocol):
 
     def stepper(
         self,
-        model: Model,
-        loss: Any,
+        model: Op,
+        losses: Mapping[str, Loss],
         optimizer: Any,
         *,
+        options: StepOptions,
         device: str | None = None,
-        gradient_max_norm: float | None = None,
-        compile: bool = False,
-    ) -> Any:
-        """A `dpmodel.training.stepper.Stepper` for the model. optimizer: the section of the input.
+        world: World | None = None,
+    ) -> Stepper:
+        """A model (of the task "") or `MultiTask` made ready to be trained.
 
-        Raises BackendError for compile=True where training runs eagerly.
+        losses: by task. optimizer: the section of the input. world: from `join`; None: this process alone.
+        Raises BackendError for options that the backend does not have, InputError for what cannot be trained.
+        """
+
+    def join(self, device: str | None = None) -> AbstractContextManager[World]:
+        """The processes that `torchrun` started, until the context is left; `Alone` where there is one.
+
+        Raises BackendError where the backend trains in one process only.
         """
 
     def versions(self) -> dict[str, str]:
@@ -255,7 +268,7 @@ def get_reader(name: str) -> CheckpointReader:
 
 @runtime_checkable
 class _CanTrain(Protocol):
-    def stepper(self, model: Model, loss: Any, optimizer: Any) -> Any: ...
+    def stepper(self, model: Op, losses: Any, optimizer: Any) -> Any: ...
 
 
 def _load(key: str) -> Any:
