@@ -1,0 +1,148 @@
+"""How long a run is, and how often each of its tasks is trained.
+
+With B_k batches in an epoch of task k (see `Dataset.total_batches`)::
+
+    numb_steps        S as given; model_prob as given, else by the number of systems of each task
+    numb_epoch e      S = ceil(e B)
+    num_epoch_dict    s_k = e_k B_k;  S = ceil(sum s_k);  probability of task k: s_k / sum s
+
+All of it is exact arithmetic on integers and on the decimals of the input, so that processes with the same B_k agree
+to the last bit, whatever their hardware; the B_k come from rank 0. A task is drawn with integers too: `TaskDraw`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from dpmodel.errors import InputError
+
+__all__ = ["RunLength", "TaskDraw", "run_length"]
+
+logger = logging.getLogger(__name__)
+
+_SCALE = 2**53
+"""Probabilities are kept as integer shares of this."""
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """What follows from the options and the data."""
+
+    num_steps: int
+    shares: Mapping[str, Fraction]
+    """Probability of each task, exact; the sum is 1."""
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """Of each task."""
+        return {name: float(share) for name, share in self.shares.items()}
+
+
+def run_length(
+    batches: Mapping[str, int],
+    systems: Mapping[str, int],
+    *,
+    numb_steps: int | None = None,
+    numb_epoch: float | None = None,
+    num_epoch_dict: Mapping[str, float] | None = None,
+    model_prob: Mapping[str, float] | None = None,
+) -> RunLength:
+    """The length of a run and the probabilities of its tasks.
+
+    batches: per task, those of an epoch of this process; systems: how many systems of data a task has.
+
+    Raises InputError where the options do not name the tasks, exclude each other, or give no number of steps.
+    """
+    tasks = list(batches)
+    for name, count in batches.items():
+        if count < 1:
+            raise InputError(f"{_of(name)}training_data: an epoch has {count} batches; expected at least 1")
+    if num_epoch_dict:
+        if numb_steps is not None or numb_epoch is not None or model_prob:
+            raise InputError("training.num_epoch_dict excludes numb_steps, numb_epoch and model_prob; remove them")
+        epochs = _numbers(num_epoch_dict, tasks, "num_epoch_dict", above=True)
+        parts = {name: epochs[name] * batches[name] for name in tasks}
+        total = sum(parts.values(), Fraction(0))
+        return RunLength(_whole(total, "num_epoch_dict"), {name: part / total for name, part in parts.items()})
+    if numb_epoch is not None:
+        if numb_steps is not None:
+            raise InputError("training.numb_steps and numb_epoch exclude each other; remove one")
+        if len(tasks) > 1:
+            raise InputError("training.numb_epoch is for one task; give num_epoch_dict, one number per task")
+        return RunLength(_whole(_decimal(numb_epoch) * batches[tasks[0]], "numb_epoch"), {tasks[0]: Fraction(1)})
+    if numb_steps is None:
+        raise InputError("training: expected numb_steps, or a length in epochs (numb_epoch; num_epoch_dict with tasks)")
+    if model_prob:
+        weights = _numbers(model_prob, tasks, "model_prob", above=False)
+    else:
+        weights = {name: Fraction(systems[name]) for name in tasks}
+    total = sum(weights.values(), Fraction(0))
+    if total <= 0:
+        raise InputError("training.model_prob: at least one probability must be above 0")
+    return RunLength(numb_steps, {name: weight / total for name, weight in weights.items()})
+
+
+class TaskDraw:
+    """The task of every step, the same on all processes: a function of the seed and the step.
+
+    ::
+
+        draw = TaskDraw({"water": Fraction(3, 4), "ice": Fraction(1, 4)}, seed=1)
+        draw(0), draw(1)        # names
+    """
+
+    def __init__(self, shares: Mapping[str, Fraction], seed: Sequence[int] | int) -> None:
+        self.names = tuple(shares)
+        self.seed = tuple(seed) if isinstance(seed, Sequence) else (seed,)
+        edges, so_far = [], Fraction(0)
+        for share in shares.values():
+            so_far += share
+            edges.append(round(so_far * _SCALE))
+        self.edges = tuple(edges)
+        """Integer upper edges of the tasks' intervals; the last is 2^53."""
+
+    def __call__(self, step: int) -> str:
+        """The task of the step of 0-based index `step`."""
+        if len(self.names) == 1:
+            return self.names[0]
+        # PCG64 is named, because numpy may change what default_rng returns.
+        stream = np.random.PCG64(np.random.SeedSequence(self.seed, spawn_key=(2, step)))
+        value = int(stream.random_raw()) >> 11  # the upper 53 of 64 bits
+        return next(name for name, edge in zip(self.names, self.edges, strict=True) if value < edge)
+
+
+def _numbers(given: Mapping[str, float], tasks: Sequence[str], name: str, *, above: bool) -> dict[str, Fraction]:
+    missing, unknown = [task for task in tasks if task not in given], sorted(given.keys() - set(tasks))
+    if missing or unknown:
+        raise InputError(
+            f"training.{name}: expected a number for each task, {', '.join(tasks)}; missing "
+            f"{', '.join(missing) or 'none'}, unknown {', '.join(unknown) or 'none'}"
+        )
+    for task, value in given.items():
+        if not math.isfinite(value) or value < 0 or (above and value == 0):
+            raise InputError(
+                f"training.{name}.{task}: expected a finite number {'above' if above else 'of at least'} 0, got {value!r}"
+            )
+    return {task: _decimal(given[task]) for task in tasks}
+
+
+def _decimal(value: float) -> Fraction:
+    # In decimal arithmetic: 0.1 epochs of 30 batches are 3 steps, not 4.
+    return Fraction(str(value))
+
+
+def _whole(steps: Fraction, name: str) -> int:
+    count = math.ceil(steps)
+    if count >= 2**53:
+        raise InputError(f"training.{name}: that is {float(steps):.3g} steps; lower it")
+    return count
+
+
+def _of(task: str) -> str:
+    return f"training.data_dict.{task}." if task else "training."
