@@ -9,7 +9,8 @@ from typing import Any, cast
 from dpmodel.config import Config, automatic
 from dpmodel.descriptors import HybridConfig
 from dpmodel.errors import InputError
-from dpmodel.input.sections import AdamWConfig, InputFile, ModelConfig, TrainingConfig
+from dpmodel.input.optimizers import AdamWConfig, check_optimizer
+from dpmodel.input.sections import InputFile, ModelConfig, TrainingConfig
 from dpmodel.input.values import show
 from dpmodel.losses import EnerLossConfig
 from dpmodel.models.build import check_preset
@@ -33,6 +34,7 @@ def check_all(config: InputFile) -> None:
             )
     _check_loss(config)
     _check_training(config.training)
+    check_optimizer(config.optimizer, {"": config.loss}, config.training)
     # With a run length in epochs the number of steps is not known yet; a long run leaves only what no run could mend.
     steps = config.training.numb_steps
     build_schedule(cast(ScheduleConfig, config.learning_rate), 2**31 if steps is None else steps)

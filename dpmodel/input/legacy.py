@@ -81,7 +81,21 @@ def convert(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
                 _put(data, name, new, training.pop(key), f"training.{key}")
         for name in ("training", "training.training_data", "training.validation_data"):
             _drop(data, name, notes)
+    _muon_mode(data, notes)
     return data, notes
+
+
+def _muon_mode(data: dict[str, Any], notes: list[str]) -> None:
+    """`muon_2d_only` became a mode."""
+    optimizer = data.get("optimizer")
+    if isinstance(optimizer, dict) and isinstance(only := optimizer.get("muon_2d_only"), bool):
+        del optimizer["muon_2d_only"]
+        if optimizer.get("type") == "HybridMuon":
+            mode = "2d" if only else "flat"
+            _put(data, "optimizer", "muon_mode", mode, "optimizer.muon_2d_only")
+            notes.append(f'optimizer.muon_2d_only: read as optimizer.muon_mode "{mode}", its present form')
+        else:
+            notes.append("optimizer.muon_2d_only: dropped; it belongs to the optimizer HybridMuon")
 
 
 def _section(data: dict[str, Any], path: str) -> dict[str, Any] | None:

@@ -13,7 +13,6 @@ from dpmodel.errors import InputError
 __all__ = ["FOREIGN_KEYS", "instead_of", "refuse_multi_task"]
 
 _DPA4 = "DPA4 (SeZM) is out of scope; use another descriptor of the list"
-_MORE = ""
 _TF = "it is TensorFlow's alone; use "
 
 _KINDS: dict[str, dict[str, str]] = {
@@ -36,18 +35,9 @@ _KINDS: dict[str, dict[str, str]] = {
         "denoise": "denoising is out of scope; use ener",
         "population": "charge populations are out of scope; use ener for energies",
     },
-    "optimizer": dict.fromkeys(("LKF", "AdaMuon", "HybridMuon"), _MORE),
 }  # fmt: skip
 
 FOREIGN_KEYS: dict[str, str] = {
-    **dict.fromkeys(
-        ("kf_blocksize", "kf_start_pref_e", "kf_limit_pref_e", "kf_start_pref_f", "kf_limit_pref_f"),
-        "the optimizer LKF",
-    ),
-    **dict.fromkeys(
-        ("momentum", "muon_momentum", "lr_adjust", "lr_adjust_coeff", "muon_mode", "muon_2d_only", "min_2d_dim",
-         "enable_gram", "flash_muon", "magma_muon"), "the Muon optimizers",
-    ),
     **dict.fromkeys(("lora", "use_compile"), "DPA4 models (out of scope)"),
     "model_file": "frozen models (out of scope)",
 }  # fmt: skip

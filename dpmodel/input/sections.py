@@ -7,6 +7,7 @@ from typing import Any
 
 from dpmodel import losses
 from dpmodel.config import Config, FrozenDict, at_least, option, positive, section
+from dpmodel.input.optimizers import OPTIMIZERS, AdamConfig, AdamWConfig
 from dpmodel.losses import EnerLossConfig
 from dpmodel.models.config import LinearConfig, ModelConfig, ModelSection
 from dpmodel.training import schedules
@@ -67,31 +68,6 @@ def _sys_probs(value: tuple[float, ...]) -> str | None:
 def _metric(value: str) -> str | None:
     fits = re.fullmatch(r"(e|f|v|fr|fm):(mae|rmse)", value, re.IGNORECASE)
     return None if fits else "E, F or V (with spin E, FR, FM), a colon, MAE or RMSE; as in E:MAE"
-
-
-# --- optimizer ----------------------------------------------------------------------------------------
-
-
-class AdamConfig(Config, key="Adam"):
-    """Adam (Kingma and Ba, ICLR 2015)."""
-
-    adam_beta1: float = option(0.9, "Decay of the mean of the gradient.", check=_between(0, 1, closed=True))
-    adam_beta2: float = option(0.999, "Decay of the mean of its square.", check=_between(0, 1, closed=True))
-    weight_decay: float = option(0.0, "Times the parameter, added to the gradient.", check=at_least(0))
-
-
-class AdamWConfig(Config, key="AdamW"):
-    """Adam with decoupled decay of the parameters (Loshchilov and Hutter, ICLR 2019)."""
-
-    adam_beta1: float = option(0.9, "Decay of the mean of the gradient.", check=_between(0, 1, closed=True))
-    adam_beta2: float = option(0.999, "Decay of the mean of its square.", check=_between(0, 1, closed=True))
-    weight_decay: float = option(
-        0.001, "Parameters are multiplied by 1 - (learning rate) * (this) in each step.", check=at_least(0)
-    )
-
-
-OPTIMIZERS: tuple[type[Config], ...] = (AdamConfig, AdamWConfig)
-"""Every optimizer of the input file's `optimizer`."""
 
 
 # --- training -----------------------------------------------------------------------------------------

@@ -68,7 +68,6 @@ def test_values_that_json_cannot_hold() -> None:
         ("model.fitting_net", ["population", "dpa4_ener"], '"ener", "dos", "property", "dipole", "polar"'),
         ("model", ["frozen", "pairwise_dprc", "pairtab", "dpa4"], '"standard", "linear_ener"'),
         ("loss", ["dens", "denoise", "population"], '"ener", "ener_spin", "dos", "tensor", "property"'),
-        ("optimizer", ["LKF", "AdaMuon", "HybridMuon"], '"Adam", "AdamW"'),
     ],
 )  # fmt: skip
 def test_kinds_of_the_family_are_refused_by_name(place: str, kinds: list[str], available: str) -> None:

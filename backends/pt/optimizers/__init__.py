@@ -1,0 +1,53 @@
+"""The optimizers of an input on torch.
+
+Parameters may be `DTensor`s (sharded). State of a parameter is tensors of its shape, sharded alike, or scalars;
+`SLOTS` names them, so that one path saves and restores the state of every optimizer. Every optimizer leaves a parameter
+without a gradient alone, its state and decay included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+__all__ = ["SLOTS", "Named", "make_optimizer"]
+
+Named = Sequence[tuple[str, torch.nn.Parameter]]
+"""Parameters and their paths in the model."""
+
+SLOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "Adam": ("exp_avg", "exp_avg_sq", "step"),
+        "AdamW": ("exp_avg", "exp_avg_sq", "step"),
+    }
+)
+"""State of a parameter by key of the optimizer; not every parameter has all of them."""
+
+
+def make_optimizer(config: Any, named: Named, *, start_lr: float, num_steps: int) -> torch.optim.Optimizer:
+    """The optimizer of an `optimizer` section.
+
+    Args:
+        config: one of `dpmodel.input.optimizers.OPTIMIZERS`.
+        named: the trained parameters of the model (or of this rank, for stage 1) with their paths, which decide on how a
+            parameter is treated.
+        start_lr: learning rate at the start; the caller sets `group["lr"]` before each step.
+        num_steps: length of the run.
+    """
+    return _MAKERS[config.key](config, named, start_lr, num_steps)
+
+
+def _adam(config: Any, named: Named, start_lr: float, _: int) -> torch.optim.Optimizer:
+    """Kingma and Ba 2015; Loshchilov and Hutter 2019."""
+    kinds: dict[str, type[torch.optim.Adam]] = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
+    betas = (config.adam_beta1, config.adam_beta2)
+    parameters = [p for _, p in named]
+    return kinds[config.key](
+        parameters, lr=start_lr, betas=betas, eps=1e-8, weight_decay=config.weight_decay, fused=True
+    )
+
+
+_MAKERS: dict[str, Callable[[Any, Named, float, int], torch.optim.Optimizer]] = {"Adam": _adam, "AdamW": _adam}
