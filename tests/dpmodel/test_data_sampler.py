@@ -94,6 +94,59 @@ def test_a_restored_sampler_continues_the_sequence(data, seed, before, rank):
     assert third.state() == state
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    data=datasets(), seed=SEEDS,
+    parts=st.lists(st.tuples(st.integers(1, 4), st.integers(0, 30)), min_size=1, max_size=3),
+)  # fmt: skip
+def test_another_number_of_processes_goes_on_with_the_frames_that_are_left(data, seed, parts):
+    """What was dealt, with what comes next, shows every frame equally often."""
+    parts = [(min(world, *(s.nframes for s in data.systems)), drawn) for world, drawn in parts]
+    counts = [np.zeros(s.nframes, int) for s in data.systems]
+    state = None
+    for world, drawn in parts:
+        samplers = [Sampler(data, seed, rank, world) for rank in range(world)]
+        for sampler in samplers:
+            if state is not None:
+                sampler.restore(state)
+            for system, frames in sequence(sampler, drawn):
+                np.add.at(counts[system], list(frames), 1)
+        (state,) = {
+            json.dumps(sampler.state()): json.loads(json.dumps(sampler.state())) for sampler in samplers
+        }.values()
+    last = Sampler(data, None, 0, 1)
+    last.restore(state)
+    if parts[-1][0] == 1:
+        assert last.state() == state
+        return
+    assert last.state()["before"] == state and last.drawn == 0
+    left = [len(rest) for rest in last._start.rest]
+    for system, frames in sequence(last, 200):
+        take = frames[: left[system]]
+        left[system] -= len(take)
+        np.add.at(counts[system], list(take), 1)
+        assert len(take) in (0, len(frames))  # no batch holds frames of the rest and of a new shuffle
+    for k, seen in enumerate(counts):
+        assert left[k] or set(seen) == {last._start.first[k]}
+
+
+def test_the_processes_of_a_changed_number_share_what_is_left():
+    data = dataset([10], [2])
+    sampler = Sampler(data, 3)
+    dealt = sequence(sampler, 2)
+    pair = [Sampler(data, None, rank, 2) for rank in range(2)]
+    for each in pair:
+        each.restore(sampler.state())
+    halves = [sequence(each, 2) for each in pair]
+    assert [[len(frames) for _, frames in half] for half in halves] == [[2, 1], [2, 1]]
+    assert sorted(f for _, frames in [*dealt, *halves[0], *halves[1]] for f in frames) == list(range(10))
+    # Both go on, and back to one process.
+    again = Sampler(data, None)
+    again.restore(pair[1].state())
+    assert sorted(f for _, frames in sequence(again, 5) for f in frames) == list(range(10))
+    assert again._start.first == (1,) and again._start.part == 2
+
+
 def test_long_sequences_are_replayed_in_pieces(monkeypatch):
     monkeypatch.setattr("dpmodel.data.sampler._REPLAY", 64)
     data = dataset([7, 3, 11], [2, 2, 3])
@@ -160,9 +213,15 @@ def test_states_that_do_not_fit():
     ):
         with pytest.raises(InputError, match=r"other systems.*--init-model"):
             sampler.restore(Sampler(other, 1).state())
-    with pytest.raises(InputError, match="2 processes, this run has 1"):
-        sampler.restore(good | {"world": 2})
-    for bad in ({}, good | {"version": 2}, good | {"seed": None}, good | {"seed": []}, good | {"drawn": -1}):
+    for bad in (
+        {},
+        good | {"world": 0},
+        good | {"before": good | {"drawn": None}},
+        good | {"version": 2},
+        good | {"seed": None},
+        good | {"seed": []},
+        good | {"drawn": -1},
+    ):
         with pytest.raises(ModelFileError, match="sampler state"):
             sampler.restore(bad)
     assert head + sequence(sampler, 15) == expected  # a refused state changes nothing
