@@ -88,7 +88,7 @@ class Sampler:
         Raises ModelFileError for a state that is none, and InputError where it was taken with other data, batch sizes
         or probabilities. The sampler is unchanged then.
         """
-        states = [state]
+        states: list[Any] = [state]
         while isinstance(states[0], Mapping) and states[0].get("before") is not None:
             states.insert(0, states[0]["before"])
         parts = [_checked(each) for each in states]
