@@ -34,6 +34,9 @@ __all__ = [
     "ErrorSum",
     "Report",
     "SystemReport",
+    "add_errors",
+    "chunk_atoms",
+    "compare",
     "evaluate_systems",
     "requests_of",
     "title_of",
@@ -230,7 +233,7 @@ def evaluate_systems(
     """
     if max_frames is not None and max_frames < 1:
         raise InputError(f"max_frames: expected a number of frames above 0 (or None for all), got {max_frames}")
-    chunk_atoms = _chunk_atoms()
+    most = chunk_atoms()
     dataset = Dataset.from_config(
         systems, rglob_patterns=rglob_patterns, batch_size=1, type_map=potential.type_map,
         labels=requests_of(potential, atomic=atomic), sort_atoms=False,
@@ -240,12 +243,11 @@ def evaluate_systems(
     for index, system in enumerate(dataset.systems):
         frames = np.arange(system.nframes) if generator is None else generator.permutation(system.nframes)
         frames = frames[:max_frames]
-        step = max(1, chunk_atoms // system.natoms)
+        step = max(1, most // system.natoms)
         errors: dict[str, ErrorSum] = {}
         for start in range(0, len(frames), step):
             part = compare(potential, system.batch(frames[start : start + step], index), system.path, atomic=atomic)
-            for name in part.label.keys() - {"stress"}:  # the virial again
-                errors[name] = errors.get(name, ErrorSum()) + ErrorSum.of(part.prediction[name] - part.label[name])
+            add_errors(errors, part)
             if on_chunk is not None:
                 on_chunk(part)
         ordered = {name: errors[name] for name in sorted(errors, key=_place)}
@@ -275,6 +277,12 @@ def compare(potential: Potential, batch: Batch, system: str, *, atomic: bool) ->
         raise DataError(f"{system}, frames {first} to {last}: {problem}") from problem
     sides = _of_energies(batch, out) if energies else _of_others(potential.model.output(), batch, out)
     return Comparison(system, *sides)
+
+
+def add_errors(errors: dict[str, ErrorSum], part: Comparison) -> None:
+    """Add the errors of some frames to the sums by quantity."""
+    for name in part.label.keys() - {"stress"}:  # the virial again
+        errors[name] = errors.get(name, ErrorSum()) + ErrorSum.of(part.prediction[name] - part.label[name])
 
 
 _Sides = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
@@ -327,7 +335,8 @@ def _of_others(output: Output, batch: Batch, out: Mapping[str, np.ndarray]) -> _
     return label, prediction
 
 
-def _chunk_atoms() -> int:
+def chunk_atoms() -> int:
+    """How many atoms are evaluated and compared at a time: `DP_TEST_CHUNK_ATOMS`, else 10^6. Raises InputError."""
     text = os.environ.get("DP_TEST_CHUNK_ATOMS", str(DEFAULT_CHUNK_ATOMS))
     try:
         number = int(float(text))  # 1e6 is a usual way to write it

@@ -154,6 +154,28 @@ class LossConfig(Config):
         """Whether a term acts: either of its prefactors is not zero."""
         return any(value != 0 for value in self.prefactors(term))
 
+    def metric_terms(self) -> dict[str, str]:
+        """The term whose label each metric of full validation is about, by the letters of the metric ("E" of "E:MAE")."""
+        return {}
+
+    def check_metric(self, metric: str) -> None:
+        """Raise InputError unless full validation can rank by `metric` ("F:RMSE"; any case).
+
+        Legal are the loss's own letters with MAE or RMSE, where both prefactors of the quantity are not zero.
+        """
+        terms = self.metric_terms()
+        known = [f"{letters}:{kind}" for letters in terms for kind in ("MAE", "RMSE")]
+        if metric.upper() not in known:
+            raise InputError(
+                f"validation metric {metric!r} does not belong to the loss {self.key!r}; legal are {', '.join(known)}"
+            )
+        term = terms[metric.upper().partition(":")[0]]
+        if any(value == 0 for value in self.prefactors(term)):
+            raise InputError(
+                f"validation metric {metric!r} needs start and limit prefactors of {term!r} that are both not 0, got "
+                f"{self.prefactors(term)}"
+            )
+
     def check_options(self) -> None:
         """Raise InputError unless values are finite, among the choices and pass the options' own checks."""
         for name, field in self.options().items():

@@ -41,6 +41,9 @@ class DOSLossConfig(LossConfig, key="dos"):
     start_pref_acdf: float = _pref(0.0, "start", "the running sum for atoms (label atom_dos)")
     limit_pref_acdf: float = _pref(0.0, "end", "the running sum for atoms (label atom_dos)")
 
+    def metric_terms(self) -> dict[str, str]:
+        return {"G": "dos", "L": "ados"}
+
     def check(self) -> None:
         """Raise InputError for values out of range, or if nothing is left to learn."""
         self.check_options()

@@ -123,20 +123,8 @@ class EnerLossConfig(LossConfig, key="ener", aliases=("ener_hess",)):
                 f"loss: start_pref_gf needs numb_generalized_coord of at least 1, not {self.numb_generalized_coord}"
             )
 
-    def check_metric(self, metric: str) -> None:
-        """Raise InputError unless full validation can rank by `metric` ("F:RMSE"; any case).
-
-        Legal are E, F, V with MAE or RMSE, where both prefactors of the quantity are not zero.
-        """
-        known = [f"{q}:{kind}" for q in "EFV" for kind in ("MAE", "RMSE")]
-        if metric.upper() not in known:
-            raise InputError(f"validation metric {metric!r} does not belong to the loss 'ener'; legal are {known}")
-        term = metric[0].lower()
-        if any(value == 0 for value in self.prefactors(term)):
-            raise InputError(
-                f"validation metric {metric!r} needs start_pref_{term} and limit_pref_{term} that are both not 0, "
-                f"got {self.prefactors(term)}"
-            )
+    def metric_terms(self) -> dict[str, str]:
+        return {"E": "e", "F": "f", "V": "v"}
 
 
 class EnerLoss(TermLoss):

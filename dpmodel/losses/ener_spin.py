@@ -53,6 +53,9 @@ class EnerSpinLossConfig(LossConfig, key="ener_spin"):
         """Huber's deltas, which this loss does not read."""
         return 1.0, 1.0, 1.0
 
+    def metric_terms(self) -> dict[str, str]:
+        return {"E": "e", "FR": "fr", "FM": "fm"}
+
     def check(self) -> None:
         """Raise InputError for values out of range and for options that do not go together."""
         self.check_options()

@@ -45,6 +45,9 @@ class PropertyLossConfig(LossConfig, key="property"):
     def prefactors(self, term: str) -> tuple[float, float]:
         return 1.0, 1.0
 
+    def metric_terms(self) -> dict[str, str]:
+        return {"G": "property"}
+
     def check(self) -> None:
         """Raise InputError for values out of range."""
         self.check_options()

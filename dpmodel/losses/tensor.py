@@ -33,6 +33,9 @@ class TensorLossConfig(LossConfig, key="tensor"):
         value = self.pref if term == "global" else self.pref_atomic
         return value, value
 
+    def metric_terms(self) -> dict[str, str]:
+        return {"G": "global", "L": "local"}
+
     def check(self) -> None:
         """Raise InputError for values out of range, or if nothing is left to learn."""
         self.check_options()
