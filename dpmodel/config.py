@@ -29,6 +29,7 @@ __all__ = [
     "at_least",
     "automatic",
     "capacity",
+    "named_sections",
     "option",
     "positive",
     "section",
@@ -60,6 +61,8 @@ class Option:
     """The `type` of a nested section that names none; empty if it has to."""
     many: bool = False
     """Whether there is a list of nested sections."""
+    named: bool = False
+    """Whether there are nested sections by names that the user chooses."""
 
     def kind(self, data: Mapping[str, Any]) -> type[Config] | None:
         """The `Config` that a nested section asks for; None if its `type` is unknown or missing."""
@@ -102,6 +105,14 @@ def sections(kinds: Callable[[], tuple[type[Config], ...]], doc: str = "", *, de
     """Declare a list of nested sections, each one `Config` out of `kinds()`."""
     info = Option(doc=doc, kinds=kinds, many=True, default_kind=default_kind)
     return dataclasses.field(default=MISSING, metadata={"option": info})
+
+
+def named_sections(
+    kinds: Callable[[], tuple[type[Config], ...]], doc: str = "", *, default: Any = MISSING, default_kind: str = ""
+) -> Any:
+    """Declare nested sections by names that the user chooses, each one `Config` out of `kinds()`."""
+    info = Option(doc=doc, kinds=kinds, named=True, default_kind=default_kind)
+    return dataclasses.field(default=default, metadata={"option": info})
 
 
 def positive(value: Any) -> str | None:
@@ -204,6 +215,9 @@ def _nested(field: dataclasses.Field[Any], value: Any) -> Any:
     info: Option = field.metadata["option"] if "option" in field.metadata else Option(doc="")
     if info.kinds is not None and info.many and isinstance(value, list | tuple):
         return tuple(_section_of(info, field.name, item) if isinstance(item, Mapping) else item for item in value)
+    if info.kinds is not None and info.named and isinstance(value, Mapping):
+        items = {name: _section_of(info, name, v) if isinstance(v, Mapping) else v for name, v in value.items()}
+        return FrozenDict(items)
     return (
         _section_of(info, field.name, value) if info.kinds is not None and isinstance(value, Mapping) else freeze(value)
     )

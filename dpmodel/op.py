@@ -26,7 +26,7 @@ from typing import Any, ClassVar, TypeVar, cast, dataclass_transform
 
 import numpy as np
 
-__all__ = ["Array", "Kind", "Op", "buffer", "child", "param", "walk"]
+__all__ = ["Array", "Kind", "Op", "buffer", "child", "param", "paths_of", "walk"]
 
 Array = Any
 """An array of any library that follows the array API standard."""
@@ -112,61 +112,89 @@ class Op:
         new.__dict__.update({name: changes.get(name, getattr(self, name)) for name in names})
         return new
 
-    def map_arrays(self: T, convert: Callable[[Array], Array]) -> T:
-        """A copy of the tree with `convert` applied to every param and buffer. Shared children stay shared."""
+    def map_ops(self: T, change: Callable[[Op, Op], Op]) -> T:
+        """A copy of the tree, each part being `change(part, copy of it with changed children)`.
+
+        Every part is visited once and children come first; an Op that several parents share stays one.
+        """
         done: dict[int, Op] = {}
 
         def visit(op: Op) -> Op:
             if id(op) not in done:
-                changes: dict[str, Any] = {}
-                for name, kind in op.fields():
-                    value = getattr(op, name)
-                    if kind is Kind.CHILD:
-                        changes[name] = _map_children(value, visit)
-                    elif kind is not Kind.STATIC and value is not None:
-                        changes[name] = convert(value)
-                done[id(op)] = op.replace(**changes)
+                parts = {n: _map_children(getattr(op, n), visit) for n, kind in op.fields() if kind is Kind.CHILD}
+                done[id(op)] = change(op, op.replace(**parts) if parts else op)
             return done[id(op)]
 
         return cast(T, visit(self))
 
+    def map_arrays(self: T, convert: Callable[[Array], Array]) -> T:
+        """A copy of the tree with `convert` applied to every param and buffer. Shared children stay shared."""
+
+        def change(_: Op, copy: Op) -> Op:
+            own = {name: getattr(copy, name) for name, kind in copy.fields() if kind in (Kind.PARAM, Kind.BUFFER)}
+            return copy.replace(**{name: convert(value) for name, value in own.items() if value is not None})
+
+        return self.map_ops(change)
+
     def state(self) -> dict[str, Array]:
-        """Every param and buffer that is not None, by path. Paths equal those of the torch state dict."""
+        """Every param and buffer that is not None, by path. Paths equal those of the torch state dict.
+
+        An array of an Op that several parents share is there under each of its paths.
+        """
         return {path: value for path, _, value, _ in walk(self)}
 
     def with_state(self: T, state: Mapping[str, Array], *, strict: bool = True) -> T:
-        """A copy with arrays taken from `state`.
+        """A copy with arrays taken from `state`. Shared children stay shared: one of their paths is enough.
 
-        Raises ValueError naming the path when a shape differs, and (if `strict`) when names are missing or unknown.
+        Raises ValueError naming the path when a shape differs, when arrays for two paths of a shared child differ, and
+        (if `strict`) when names are missing or unknown.
         """
-        own = self.state()
-        missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        places = paths_of(self)
+        given = {key: [path for path in paths if path in state] for key, (_, paths) in places.items()}
+        missing = sorted(paths[0] for key, (_, paths) in places.items() if not given[key])
+        unknown = sorted(state.keys() - {path for _, paths in places.values() for path in paths})
         if strict and (missing or unknown):
             raise ValueError(
                 f"the state does not fit this {type(self).__name__}: missing {missing or 'nothing'}, "
                 f"unknown {unknown or 'nothing'}. Was it made from another model section?"
             )
+        found = {}
+        for key, (value, _) in places.items():
+            for path in given[key]:
+                first, shape = given[key][0], tuple(np.shape(state[path]))
+                if shape != tuple(value.shape):
+                    raise ValueError(f"{path}: expected shape {tuple(value.shape)}, got {shape}")
+                if not _same(state[path], state[first]):
+                    raise ValueError(f"{first} and {path} are one array here, and the state has two different ones")
+                found[key] = state[first]
 
-        def visit(op: Op, prefix: str) -> Op:
-            changes: dict[str, Any] = {}
-            for name, kind in op.fields():
-                value, path = getattr(op, name), prefix + name
-                if kind is Kind.CHILD:
-                    if isinstance(value, tuple | list):
-                        changes[name] = tuple(
-                            None if c is None else visit(c, f"{path}.{k}.") for k, c in enumerate(value)
-                        )
-                    elif value is not None:
-                        changes[name] = visit(value, path + ".")
-                elif kind is not Kind.STATIC and path in state:
-                    if tuple(np.shape(state[path])) != tuple(value.shape):
-                        raise ValueError(
-                            f"{path}: expected shape {tuple(value.shape)}, got {tuple(np.shape(state[path]))}"
-                        )
-                    changes[name] = state[path]
-            return op.replace(**changes)
+        def change(op: Op, copy: Op) -> Op:
+            own = {name: found[id(op), name] for name, _ in op.fields() if (id(op), name) in found}
+            return copy.replace(**own)
 
-        return cast(T, visit(self, ""))
+        return self.map_ops(change)
+
+
+def paths_of(op: Op) -> dict[tuple[int, str], tuple[Array, tuple[str, ...]]]:
+    """By (identity of the part, field), every array of the tree and all its paths, the first one first."""
+    found: dict[tuple[int, str], tuple[Array, tuple[str, ...]]] = {}
+
+    def visit(part: Op, prefix: str) -> None:
+        for name, kind in part.fields():
+            value = getattr(part, name)
+            if kind is Kind.CHILD:
+                for suffix, item in children(value):
+                    visit(item, f"{prefix}{name}{suffix}.")
+            elif kind is not Kind.STATIC and value is not None:
+                array, paths = found.get((id(part), name), (value, ()))
+                found[id(part), name] = array, (*paths, prefix + name)
+
+    visit(op, "")
+    return found
+
+
+def _same(a: Array, b: Array) -> bool:
+    return a is b or np.array_equal(np.asarray(a), np.asarray(b), equal_nan=np.asarray(a).dtype.kind == "f")
 
 
 def children(value: Any) -> Iterator[tuple[str, Op]]:

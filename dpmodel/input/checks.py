@@ -3,81 +3,128 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
-from dpmodel.config import Config, automatic
+from dpmodel.config import Config, automatic, thaw
 from dpmodel.descriptors import HybridConfig
 from dpmodel.errors import InputError
-from dpmodel.input.optimizers import AdamWConfig, check_optimizer
-from dpmodel.input.sections import InputFile, ModelConfig, TrainingConfig
+from dpmodel.input.optimizers import AdamWConfig
+from dpmodel.input.sections import ModelConfig, TaskDataConfig, ValidatingConfig
 from dpmodel.input.values import show
 from dpmodel.losses import EnerLossConfig
 from dpmodel.models.build import check_preset
 from dpmodel.models.config import ModelSection
+from dpmodel.models.multi_task import Shared, levels_of, section_at, what_levels
 from dpmodel.nn.activation import activation
 from dpmodel.nn.type_embedding import electron_configurations
 from dpmodel.precision import PRECISIONS
 from dpmodel.training.schedules import ScheduleConfig, build_schedule
 
-__all__ = ["check_all", "check_model", "notes"]
+if TYPE_CHECKING:
+    from dpmodel.input.load import Input
+
+__all__ = ["check_all", "check_model", "notes", "validated"]
 
 
-def check_all(config: InputFile) -> None:
+def check_all(inp: Input) -> None:
     """Raise InputError for the first thing that does not fit."""
-    check_model(config.model)
-    for place, part in config.model.standard_parts().items():
-        if width := part.fitting.dim_case_embd:
-            here = ".".join(name for name in ("model", place, "fitting_net.dim_case_embd") if name)
-            raise InputError(
-                f"{here}: expected 0, got {width}; it belongs to multi-task training, which is not available in this version"
-            )
-    _check_loss(config)
-    _check_training(config.training)
-    check_optimizer(config.optimizer, {"": config.loss}, config.training)
+    for name, task in inp.tasks.items():
+        check_model(task.model, f"model.model_dict.{name}" if inp.multi else "model")
+        _check_loss(task.loss, task.model, f"loss_dict.{name}" if inp.multi else "loss")
+        _check_data(task.data, f"training.data_dict.{name}" if inp.multi else "training")
+    _check_cases(inp)
+    if inp.multi:
+        _check_tasks(inp)
+    _check_length(inp)
+    _check_validating(inp)
+    if inp.optimizer.key == "LKF" and inp.training.zero_stage > 0:
+        raise InputError(
+            f"training.zero_stage: expected 0 with optimizer.type LKF, got {inp.training.zero_stage}: every block of its "
+            "covariance is whole on one process; use another optimizer, or stage 0"
+        )
     # With a run length in epochs the number of steps is not known yet; a long run leaves only what no run could mend.
-    steps = config.training.numb_steps
-    build_schedule(cast(ScheduleConfig, config.learning_rate), 2**31 if steps is None else steps)
+    steps = inp.training.numb_steps
+    build_schedule(cast(ScheduleConfig, inp.learning_rate), 2**31 if steps is None else steps)
 
 
-def _check_loss(config: InputFile) -> None:
+def _check_loss(loss: Config, model: ModelSection, path: str) -> None:
     """Raise InputError for a loss of other labels than the model's output."""
-    output = config.model.output()
-    wanted = "ener_spin" if config.model.has_spin() else output.loss
-    if config.loss.key != wanted:
-        what = "with spin" if config.model.has_spin() else f"that predict {output.name!r}"
-        raise InputError(f'loss.type: expected "{wanted}", which goes with models {what}; got "{config.loss.key}"')
+    output = model.output()
+    wanted = "ener_spin" if model.has_spin() else output.loss
+    if loss.key != wanted:
+        what = "with spin" if model.has_spin() else f"that predict {output.name!r}"
+        raise InputError(f'{path}.type: expected "{wanted}", which goes with models {what}; got "{loss.key}"')
 
 
-def notes(config: InputFile, given: dict[str, Any]) -> list[str]:
+def notes(inp: Input, given: dict[str, Any]) -> list[str]:
     """What the log should say of defaults that people trip over. `given`: the file's own keys."""
     out = []
-    if isinstance(config.optimizer, AdamWConfig) and "weight_decay" not in (given.get("optimizer") or {}):
-        out.append(f"optimizer.weight_decay: not given; AdamW's default {config.optimizer.weight_decay} is used")
-    training = config.training
+    if isinstance(inp.optimizer, AdamWConfig) and "weight_decay" not in (given.get("optimizer") or {}):
+        out.append(f"optimizer.weight_decay: not given; AdamW's default {inp.optimizer.weight_decay} is used")
+    training = inp.training
     if training.ckpt_keep_ratio is not None and training.max_ckpt_keep != 5:
         out.append("training.ckpt_keep_ratio: overrides training.max_ckpt_keep")
-    data = training.training_data
-    if data.sys_probs is not None and data.auto_prob != "prob_sys_size":
-        out.append("training.training_data.sys_probs: overrides auto_prob")
-    if isinstance(config.loss, EnerLossConfig):
-        out += _loss_notes(config.loss)
-    return out + [note for part in config.model.standard_parts().values() for note in _charge_spin_notes(part)]
+    if training.ckpt_keep_ratio is not None and training.ema_ckpt_keep is not None:
+        out.append("training.ckpt_keep_ratio: overrides training.ema_ckpt_keep")
+    out += _notes_without(inp)
+    for name, task in inp.tasks.items():
+        prefix = f"training.data_dict.{name}" if inp.multi else "training"
+        data = task.data.training_data
+        if data.sys_probs is not None and data.auto_prob != "prob_sys_size":
+            out.append(f"{prefix}.training_data.sys_probs: overrides auto_prob")
+        if isinstance(task.loss, EnerLossConfig):
+            out += _loss_notes(task.loss, f"loss_dict.{name}" if inp.multi else "loss")
+        path = f"model.model_dict.{name}" if inp.multi else "model"
+        out += [note for part in task.model.standard_parts().values() for note in _charge_spin_notes(part, path)]
+    return out
 
 
-def _charge_spin_notes(model: ModelConfig) -> list[str]:
+_NEEDS = {
+    "training": {
+        "ema_decay": ("enable_ema", "training.enable_ema"),
+        "ema_ckpt_keep": ("enable_ema", "training.enable_ema"),
+        "profiling_file": ("profiling", "training.profiling"),
+        "tensorboard_freq": ("tensorboard", "training.tensorboard"),
+    }
+}
+"""Options that mean nothing without another one."""
+
+
+def _notes_without(inp: Input) -> list[str]:
+    """Options that were given and need another one to act."""
+    out = []
+    for section, options in _NEEDS.items():
+        config = getattr(inp, section)
+        for name, (switch, shown) in options.items():
+            if getattr(config, name) != config.options()[name].default and not getattr(config, switch):
+                out.append(f"{section}.{name}: has no effect without {shown}: true")
+    validating = inp.validating
+    if not (validating.full_validation or validating.ema_full_validation):
+        other = [
+            name
+            for name in ("validation_freq", "save_best", "save_best_dir", "max_best_ckpt", "full_val_file", "full_val_start",
+                         "validation_metric")
+            if getattr(validating, name) != validating.options()[name].default
+        ]  # fmt: skip
+        out += [f"validating.{name}: has no effect without validating.full_validation: true" for name in other]
+    return out
+
+
+def _charge_spin_notes(model: ModelConfig, path: str) -> list[str]:
     embeds = getattr(model.descriptor, "add_chg_spin_ebd", None)
     if embeds is False and model.descriptor.default_chg_spin is not None:  # type: ignore[attr-defined]  # goes with the other
-        return ["model.descriptor.default_chg_spin: has no effect without add_chg_spin_ebd: true"]
+        return [f"{path}.descriptor.default_chg_spin: has no effect without add_chg_spin_ebd: true"]
     if embeds and getattr(model.fitting_net, "numb_fparam", 0) == 2:
         former = "looks like charge and spin in fparam, as inputs had them before"
         return [
-            f"model.fitting_net.numb_fparam: 2 {former}; add_chg_spin_ebd reads them from charge_spin.npy, and fparam are two more"
+            f"{path}.fitting_net.numb_fparam: 2 {former}; add_chg_spin_ebd reads them from charge_spin.npy, and fparam are two more"
         ]
     return []
 
 
-def _loss_notes(loss: EnerLossConfig) -> list[str]:
+def _loss_notes(loss: EnerLossConfig, path: str) -> list[str]:
     """Options that need another one to act."""
     without = {
         "huber_delta": (loss.use_huber, "use_huber: true"),
@@ -85,7 +132,7 @@ def _loss_notes(loss: EnerLossConfig) -> list[str]:
         "use_default_pf": (loss.active("pf"), "start_pref_pf or limit_pref_pf"),
     }
     return [
-        f"loss.{name}: has no effect without {needed}"
+        f"{path}.{name}: has no effect without {needed}"
         for name, (acts, needed) in without.items()
         if not acts and getattr(loss, name) != loss.options()[name].default
     ]
@@ -94,23 +141,184 @@ def _loss_notes(loss: EnerLossConfig) -> list[str]:
 # --- training -----------------------------------------------------------------------------------------
 
 
-def _check_training(training: TrainingConfig) -> None:
-    if training.numb_steps is None and training.numb_epoch is None:
-        raise InputError("training: expected numb_steps or numb_epoch, got neither; say how long to train")
-    if training.numb_steps is not None and training.numb_epoch is not None:
-        raise InputError("training: expected numb_steps or numb_epoch, got both; keep one")
-    if training.stat_file_mode == "read" and training.stat_file is None:
-        raise InputError('training.stat_file_mode: "read" needs training.stat_file, the file to read')
+def _check_data(data: TaskDataConfig, path: str) -> None:
+    if data.stat_file_mode == "read" and data.stat_file is None:
+        raise InputError(f'{path}.stat_file_mode: "read" needs {path}.stat_file, the file to read')
     for name in ("training_data", "validation_data"):
-        data = getattr(training, name)
-        if data is None or isinstance(data.systems, str) or data.rglob_patterns is not None:
+        section = getattr(data, name)
+        if section is None or isinstance(section.systems, str) or section.rglob_patterns is not None:
             continue
         for key in ("batch_size", "sys_probs"):
-            value = getattr(data, key)
+            value = getattr(section, key)
             # A listed folder may hold several systems: more values than entries can be right, fewer cannot.
-            if isinstance(value, tuple) and len(value) < len(data.systems):
-                count = f"{len(data.systems)} or more"
-                raise InputError(f"training.{name}.{key}: expected one value per system, {count}, got {len(value)}")
+            if isinstance(value, tuple) and len(value) < len(section.systems):
+                count = f"{len(section.systems)} or more"
+                raise InputError(f"{path}.{name}.{key}: expected one value per system, {count}, got {len(value)}")
+
+
+def _check_length(inp: Input) -> None:
+    """Raise InputError where the length of the run is not said, or said twice."""
+    training = inp.training
+    if not inp.multi:
+        if training.numb_steps is None and training.numb_epoch is None:
+            raise InputError("training: expected numb_steps or numb_epoch, got neither; say how long to train")
+        if training.numb_steps is not None and training.numb_epoch is not None:
+            raise InputError("training: expected numb_steps or numb_epoch, got both; keep one")
+        return
+    if training.numb_epoch is not None:
+        raise InputError(
+            "training.numb_epoch: is of one task; with several give num_epoch_dict, a number for each task"
+        )
+    if training.num_epoch_dict:
+        for name in ("numb_steps", "model_prob"):
+            if getattr(training, name):
+                raise InputError(f"training.{name}: num_epoch_dict says it already; keep one of them")
+        for name, value in training.num_epoch_dict.items():
+            if not value > 0:
+                raise InputError(f"training.num_epoch_dict.{name}: expected a number above 0, got {show(value)}")
+    elif training.numb_steps is None:
+        raise InputError("training: expected numb_steps or num_epoch_dict, got neither; say how long to train")
+    if training.model_prob and not sum(training.model_prob.values()) > 0:
+        raise InputError("training.model_prob: expected at least one number above 0, got none")
+
+
+# --- several tasks ------------------------------------------------------------------------------------
+
+
+def _check_cases(inp: Input) -> None:
+    """Raise InputError where widths of the case embedding are not all 0 or all the number of tasks."""
+    widths: dict[str, int] = {}
+    for name, task in inp.tasks.items():
+        path = f"model.model_dict.{name}" if inp.multi else "model"
+        for place, part in task.model.standard_parts().items():
+            here = ".".join(key for key in (path, place, "fitting_net.dim_case_embd") if key)
+            widths[here] = part.fitting.dim_case_embd
+    count = len(inp.tasks) if inp.multi else 0
+    embedded = any(widths.values())
+    for here, width in widths.items():
+        if embedded and width != count:
+            wanted = f"0 in all tasks, or {count} (the number of tasks) in all" if inp.multi else "0"
+            why = "" if inp.multi else "; it tells tasks apart, and belongs to inputs with model.model_dict"
+            raise InputError(f"{here}: expected {wanted}, got {width}{why}")
+
+
+def _check_tasks(inp: Input) -> None:
+    """Raise InputError where tasks do not fit together."""
+    names = list(inp.tasks)
+    first = inp.tasks[names[0]].model
+    for name in names[1:]:
+        model = inp.tasks[name].model
+        for option, why in (
+            ("type_map", "all tasks have the same types, as by a name of model.shared_dict"),
+            ("data_stat_protect", "statistics of shared parts are made with one"),
+        ):
+            if getattr(model, option) != getattr(first, option):
+                here, there = (show(thaw(getattr(each, option))) for each in (model, first))
+                raise InputError(
+                    f"model.model_dict.{name}.{option}: expected {there}, as {names[0]} has it, got {here}; {why}"
+                )
+    _check_caches(inp)
+    for shared in inp.shared:
+        _check_shared(inp, shared)
+
+
+def _check_caches(inp: Input) -> None:
+    """Raise InputError where two tasks keep their statistics in one place."""
+    taken: dict[Path, str] = {}
+    for name, task in inp.tasks.items():
+        if task.data.stat_file is None:
+            continue
+        other = taken.setdefault(Path(task.data.stat_file).resolve(), name)
+        if other != name:
+            raise InputError(
+                f"training.data_dict.{name}.stat_file: {task.data.stat_file} is that of {other} as well; every task keeps "
+                "its statistics in a place of its own"
+            )
+
+
+def _check_shared(inp: Input, shared: Shared) -> None:
+    """Raise InputError for levels that a definition does not have, and for tasks that cannot share it."""
+    for link in shared.links:
+        config = section_at(inp.tasks[link.task].model, link.place)
+        here = ".".join(("model.model_dict", link.task, *map(str, link.place)))
+        if link.level not in levels_of(config):
+            raise InputError(f'{here}: "{shared.name}:{link.level}": {what_levels(config)}')
+        if shared.kind != "descriptor" or link.level:
+            continue
+        one, other = (_virtual(inp.tasks[each.task].model) for each in (shared.links[0], link))
+        if one != other:
+            raise InputError(
+                f"{here}: {link.task} and {shared.links[0].task} share {shared.name!r}, but have other spins: virtual atoms "
+                "are types of their own, so the descriptors differ; give both the same spin.use_spin and "
+                "pair_exclude_types, share the type embedding alone (level 1), or do not share it"
+            )
+
+
+def _virtual(model: ModelSection) -> Any:
+    """What descriptors of models with spin are made with besides their own section."""
+    scales = model.spin_scales()
+    return scales and (tuple(scale > 0 for scale in scales), frozenset(model.pair_exclude_types))
+
+
+# --- validation ---------------------------------------------------------------------------------------
+
+_OF_METRIC = {"ener": {"E": "e", "F": "f", "V": "v"}, "ener_spin": {"E": "e", "FR": "fr", "FM": "fm"}}
+"""By loss, the quantities that full validation measures, and the prefactors of their terms."""
+
+
+def validated(validating: ValidatingConfig, tasks: Mapping[str, tuple[Config, TaskDataConfig]]) -> list[str]:
+    """Tasks with validation data whose loss has the quantity of the metric. tasks: by name, loss and data."""
+    family = validating.validation_metric.partition(":")[0].upper()
+    return [
+        name
+        for name, (loss, data) in tasks.items()
+        if data.validation_data is not None and family in _OF_METRIC.get(loss.key, {})
+    ]
+
+
+def _check_validating(inp: Input) -> None:
+    """Raise InputError where full validation could not run."""
+    validating, training = inp.validating, inp.training
+    # Before anything that says that no validation takes place: a contradiction is one in any case.
+    if validating.ema_full_validation and not training.enable_ema:
+        raise InputError(
+            "validating.ema_full_validation: needs training.enable_ema: true, for there is no average without"
+        )
+    if not (validating.full_validation or validating.ema_full_validation):
+        if validating.early_stop_patience is not None:
+            raise InputError("validating.early_stop_patience: needs validating.full_validation: true, which it counts")
+        return
+    if validating.full_val_start == 1:
+        if validating.early_stop_patience is not None:
+            raise InputError("validating.early_stop_patience: full_val_start is 1, so no validation takes place")
+        return
+    family = validating.validation_metric.partition(":")[0].upper()
+    for name, task in inp.tasks.items():
+        if inp.multi and name not in inp.validated_tasks():
+            continue
+        path = f"loss_dict.{name}" if inp.multi else "loss"
+        known = _OF_METRIC.get(task.loss.key)
+        if known is None:
+            raise InputError(f"validating.full_validation: goes with loss.type ener or ener_spin, got {task.loss.key}")
+        if family not in known:
+            raise InputError(
+                f"validating.validation_metric: expected one of {', '.join(known)} with {path}.type {task.loss.key}, got "
+                f"{show(validating.validation_metric)}"
+            )
+        if task.data.validation_data is None:
+            raise InputError("validating.full_validation: needs training.validation_data, the data to validate on")
+        for side in ("start", "limit"):
+            option = f"{side}_pref_{known[family]}"
+            if getattr(task.loss, option) == 0:
+                raise InputError(
+                    f"validating.validation_metric: {show(validating.validation_metric)} is not trained from start to end, as "
+                    f"{path}.{option} is 0; choose another metric, or another prefactor"
+                )
+    if not inp.validated_tasks():
+        raise InputError(
+            f"validating.full_validation: no task has both validation_data and a loss with {family} "
+            f"({show(validating.validation_metric)})"
+        )
 
 
 # --- model --------------------------------------------------------------------------------------------

@@ -51,14 +51,18 @@ def _descend(root: type[Config], data: Any, parts: list[str]) -> tuple[type[Conf
     """(`Config`, declaration, data) of the section at `parts`; the `Config` is None where its `type` is wrong."""
     cls: type[Config] | None = root
     info: Option | None = None
+    named = False
     for part in parts:
         if cls is None:
             break
         if info is not None and info.many and isinstance(data, list):
             data = data[int(part)]
+        elif named:
+            data, named = data[part], False
         else:
             info, data = option_of(cls, part), data[part]
-        cls = info.kind(data) if isinstance(data, dict) else cls
+            named = info.named
+        cls = info.kind(data) if isinstance(data, dict) and info is not None and not named else cls
     return cls, info, data
 
 
@@ -70,7 +74,7 @@ def _wrong_kind(path: str, info: Option, here: dict[str, Any]) -> InputError:
     value = here["type"]
     if not isinstance(value, str):
         return InputError(f"{path}.type: expected one of {listed}, got {show(value)}")
-    why = instead_of(path, value)
+    why = instead_of(re.sub(r"^model\.model_dict\.[^.]+", "model", re.sub(r"^loss_dict\.[^.]+$", "loss", path)), value)
     if why is not None:
         return InputError(
             f"{path}.type: {show(value)} is not available in this version{why and f': {why}'}. Available: {listed}"
@@ -129,4 +133,4 @@ def _places(cls: type[Config], path: str = "") -> Iterator[tuple[tuple[str, str]
     for name in cls.options():
         info = option_of(cls, name)
         for kind in info.kinds() if info.kinds is not None else ():
-            yield from _places(kind, f"{path}.{name}".lstrip("."))
+            yield from _places(kind, f"{path}.{name}{'.<task>' if info.named else ''}".lstrip("."))

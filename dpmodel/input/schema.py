@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from dargs import Argument, Variant
 from dargs.dargs import ArgumentError
 
-from dpmodel.config import MISSING, Config, Option, thaw
+from dpmodel.config import MISSING, Config, FrozenDict, Option, thaw
 from dpmodel.errors import InputError
 from dpmodel.input.explain import explain
 from dpmodel.input.values import coerce, dtypes, hints, option_of, problem, show
@@ -44,6 +44,8 @@ def _argument(cls: type[Config], name: str, offered_only: bool) -> Argument:
         options["extra_check"] = lambda value: problem(hint, info, default, value) is None
     elif _keyless(info):
         options["sub_fields"] = arguments(info.kinds()[0], offered_only)
+        if info.named:
+            options["repeat"], types = True, [dict]
     else:
         choices = [
             Argument(kind.key, dict, arguments(kind, offered_only), alias=list(kind.aliases), doc=_doc(kind))
@@ -53,6 +55,8 @@ def _argument(cls: type[Config], name: str, offered_only: bool) -> Argument:
         options["sub_variants"] = [Variant("type", choices, optional=optional, default_tag=info.default_kind)]
         if info.many:
             options["repeat"], types = True, [list]
+        if info.named:
+            options["repeat"], types = True, [dict]
     argument = Argument(name, types, **options)
     argument.dtype = tuple(types)  # dargs keeps a set: its order would change the generated pages from run to run
     return argument
@@ -99,13 +103,20 @@ def normalise(cls: type[Config], data: dict[str, Any]) -> tuple[dict[str, Any], 
 
 
 def _sections(cls: type[Config], data: dict[str, Any]) -> Iterator[tuple[str, type[Config], dict[str, Any]]]:
-    """(name, `Config`, data) of the nested sections that are there and of a known kind; those of lists by `name.0`, ..."""
+    """(place, `Config`, data) of the nested sections that are there and of a known kind.
+
+    Places are `name`; `name.0`, ... of those in lists; `name.own` of those that have names of their own.
+    """
     for name in cls.options():
         info, value = option_of(cls, name), data.get(name)
-        listed = value if info.many and isinstance(value, list) else [value]
-        for k, item in enumerate(listed):
+        items: dict[str, Any] = {name: value}
+        if info.many and isinstance(value, list):
+            items = {f"{name}.{k}": item for k, item in enumerate(value)}
+        elif info.named and isinstance(value, dict):
+            items = {f"{name}.{own}": item for own, item in value.items()}
+        for place, item in items.items():
             if isinstance(item, dict) and (kind := info.kind(item)) is not None:
-                yield f"{name}.{k}" if info.many else name, kind, item
+                yield place, kind, item
 
 
 def _open_sections(cls: type[Config], data: dict[str, Any]) -> None:
@@ -146,9 +157,12 @@ def build(cls: type[C], data: dict[str, Any], path: str = "") -> C:
     """
     nested: dict[str, Any] = {}
     for place, kind, value in _sections(cls, data):
-        name, _, number = place.partition(".")
+        name, _, own = place.partition(".")
         config = build(kind, value, f"{path}.{place}".lstrip("."))
-        nested[name] = (*nested.get(name, ()), config) if number else config
+        if option_of(cls, name).named:
+            nested[name] = FrozenDict({**nested.get(name, {}), own: config})
+        else:
+            nested[name] = (*nested.get(name, ()), config) if own else config
     try:
         config = cls.from_dict({**data, **nested})
         config.check()
@@ -156,8 +170,8 @@ def build(cls: type[C], data: dict[str, Any], path: str = "") -> C:
         said = str(error)
         if not path or said.startswith(path):
             raise
-        own = re.match(r"\w+(?=[.:])", said)
-        raise InputError(f"{path}{'.' if own and own[0] in cls.options() else ': '}{said}") from None
+        option = re.match(r"\w+(?=[.:])", said)
+        raise InputError(f"{path}{'.' if option and option[0] in cls.options() else ': '}{said}") from None
     except ValueError as error:
         raise InputError(f"{path}: {error}" if path else str(error)) from None
     return config

@@ -10,7 +10,7 @@ from typing import Any
 
 from dpmodel.errors import InputError
 
-__all__ = ["FOREIGN_KEYS", "instead_of", "refuse_multi_task"]
+__all__ = ["FOREIGN_KEYS", "check_sections", "instead_of"]
 
 _DPA4 = "DPA4 (SeZM) is out of scope; use another descriptor of the list"
 _TF = "it is TensorFlow's alone; use "
@@ -49,20 +49,27 @@ def instead_of(path: str, kind: str) -> str | None:
     return _KINDS.get(path, {}).get(kind)
 
 
-def refuse_multi_task(data: dict[str, Any]) -> None:
-    """Raise InputError if the input asks for several tasks."""
+def check_sections(data: dict[str, Any]) -> bool:
+    """Whether the input has several tasks. Raises InputError where it has sections of the other kind of input."""
     model, training = data.get("model"), data.get("training")
-    found = None
-    if isinstance(model, dict) and "model_dict" in model:
-        found = "model.model_dict"
-    elif data.get("loss_dict"):
-        found = "loss_dict"
-    elif isinstance(training, dict):
-        found = next(
-            (f"training.{key}" for key in ("data_dict", "model_prob", "num_epoch_dict") if training.get(key)), None
-        )
-    if found:
-        raise InputError(
-            f"{found}: multi-task training is not available in this version; write one input per task, with "
-            "model.descriptor, model.fitting_net, loss and training.training_data"
-        )
+    several = isinstance(model, dict) and "model_dict" in model
+    run = training if isinstance(training, dict) else {}
+    if not several:
+        by_task = ["model.shared_dict"] if isinstance(model, dict) and _is_shared(model) else []
+        by_task += ["loss_dict"] if data.get("loss_dict") else []
+        by_task += [f"training.{key}" for key in ("data_dict", "model_prob", "num_epoch_dict") if run.get(key)]
+        if by_task:
+            raise InputError(f"{by_task[0]}: it belongs to inputs of several tasks, which have model.model_dict")
+        return False
+    if "loss" in data:
+        raise InputError("loss: an input of several tasks has loss_dict, with a section for each; move it there")
+    for key in ("training_data", "validation_data", "stat_file", "stat_file_mode"):
+        if key in run:
+            raise InputError(
+                f"training.{key}: an input of several tasks has training.data_dict.<task>.{key}; move it there"
+            )
+    return True
+
+
+def _is_shared(model: dict[str, Any]) -> bool:
+    return bool(model.get("shared_dict")) and model.get("type") != "linear_ener"

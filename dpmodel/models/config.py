@@ -134,7 +134,8 @@ class ModelSection(Config):
     bridging_r_inner: float = option(0.5, "It belongs to bridging_method.", effect="ignored")
     bridging_r_outer: float = option(0.8, "It belongs to bridging_method.", effect="ignored")
     finetune_head: str | None = option(
-        None, "Start from another model's weights with `train --init-model` instead.", effect="refused"
+        None,
+        'With --finetune: the task of the pre-trained model that weights come from, or "RANDOM" for a fresh fitting net.',
     )
 
     def standard_parts(self) -> dict[str, ModelConfig]:
