@@ -13,7 +13,11 @@ from typing import Any
 
 import torch
 
-__all__ = ["SLOTS", "Named", "make_optimizer"]
+from .ada_muon import AdaMuon
+from .hybrid_muon import HybridMuon
+from .kalman import LKF, Observation, kalman_step
+
+__all__ = ["LKF", "SLOTS", "AdaMuon", "HybridMuon", "Named", "Observation", "kalman_step", "make_optimizer"]
 
 Named = Sequence[tuple[str, torch.nn.Parameter]]
 """Parameters and their paths in the model."""
@@ -22,9 +26,14 @@ SLOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "Adam": ("exp_avg", "exp_avg_sq", "step"),
         "AdamW": ("exp_avg", "exp_avg_sq", "step"),
+        "AdaMuon": ("momentum_buffer", "v_buffer", "exp_avg", "exp_avg_sq", "step"),
+        "HybridMuon": ("momentum_buffer", "magma_score", "exp_avg", "exp_avg_sq", "step"),
+        "LKF": (),
     }
 )
-"""State of a parameter by key of the optimizer; not every parameter has all of them."""
+"""State of a parameter by key of the optimizer; not every parameter has all of them. Restored with the types that they
+were saved with: moments are float32 beside float64 parameters. magma_score is a scalar, or one number per matrix of a
+stack, and whole on every rank. LKF has none: its state is by block (`LKF.filter_state`)."""
 
 
 def make_optimizer(config: Any, named: Named, *, start_lr: float, num_steps: int) -> torch.optim.Optimizer:
@@ -50,4 +59,33 @@ def _adam(config: Any, named: Named, start_lr: float, _: int) -> torch.optim.Opt
     )
 
 
-_MAKERS: dict[str, Callable[[Any, Named, float, int], torch.optim.Optimizer]] = {"Adam": _adam, "AdamW": _adam}
+def _ada_muon(config: Any, named: Named, start_lr: float, _: int) -> torch.optim.Optimizer:
+    return AdaMuon(
+        named, lr=start_lr, momentum=config.momentum, betas=(config.adam_beta1, config.adam_beta2),
+        weight_decay=config.weight_decay, lr_adjust=config.lr_adjust, lr_adjust_coeff=config.lr_adjust_coeff,
+    )  # fmt: skip
+
+
+def _hybrid_muon(config: Any, named: Named, start_lr: float, _: int) -> torch.optim.Optimizer:
+    # flash_muon chooses a kernel elsewhere; it has no part here.
+    return HybridMuon(
+        named, lr=start_lr, momentum=config.momentum, betas=(config.adam_beta1, config.adam_beta2),
+        weight_decay=config.weight_decay, lr_adjust=config.lr_adjust, lr_adjust_coeff=config.lr_adjust_coeff,
+        mode=config.muon_mode, gram=config.enable_gram, magma=config.magma_muon, min_side=config.min_2d_dim,
+    )  # fmt: skip
+
+
+def _kalman(config: Any, named: Named, start_lr: float, num_steps: int) -> torch.optim.Optimizer:
+    return LKF(
+        named, lr=start_lr, blocksize=config.kf_blocksize, num_steps=num_steps,
+        pref_e=(config.kf_start_pref_e, config.kf_limit_pref_e), pref_f=(config.kf_start_pref_f, config.kf_limit_pref_f),
+    )  # fmt: skip
+
+
+_MAKERS: dict[str, Callable[[Any, Named, float, int], torch.optim.Optimizer]] = {
+    "Adam": _adam,
+    "AdamW": _adam,
+    "AdaMuon": _ada_muon,
+    "HybridMuon": _hybrid_muon,
+    "LKF": _kalman,
+}
