@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from dpmodel.config import Config
@@ -14,6 +14,7 @@ from dpmodel.type_map import TypeChange
 
 if TYPE_CHECKING:
     from dpmodel.statistics.cache import StatCache
+    from dpmodel.statistics.items import StatItem
 
 __all__ = ["Capacity", "Descriptor", "DescriptorConfig", "Features"]
 
@@ -132,13 +133,36 @@ class Descriptor(Op):
 
     def with_statistics(
         self, graphs: Callable[[], Iterable[Graph]], *, protect: float, cache: StatCache | None = None
-    ) -> Descriptor:
+    ) -> Self:
         """A copy normalised by the statistics of the training data.
 
         graphs: makes the graphs (NumPy) of the data, called only where the cache does not know. protect: smallest
         deviation.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define with_statistics()")
+        sums = {id(part): part.sums(own, cache) for part, own in self.measured(graphs)}
+
+        def change(op: Op, copy: Op) -> Op:
+            return (
+                copy.with_sums(sums[id(op)], protect=protect)
+                if isinstance(copy, Descriptor) and id(op) in sums
+                else copy
+            )
+
+        return self.map_ops(change)
+
+    def measured(
+        self, graphs: Callable[[], Iterable[Graph]]
+    ) -> Iterator[tuple[Descriptor, Callable[[], Iterable[Graph]]]]:
+        """The parts that have statistics (this descriptor or those inside), and the graphs as each of them sees them."""
+        yield self, graphs
+
+    def sums(self, graphs: Callable[[], Iterable[Graph]], cache: StatCache | None = None) -> dict[str, StatItem]:
+        """Running sums over the graphs of what a part of `measured` is normalised by; those of several tasks add."""
+        raise NotImplementedError(f"{type(self).__name__} does not define sums()")
+
+    def with_sums(self, sums: Mapping[str, StatItem], *, protect: float) -> Self:
+        """A copy normalised by them. protect: smallest deviation."""
+        raise NotImplementedError(f"{type(self).__name__} does not define with_sums()")
 
     def with_types(self, change: TypeChange) -> Self:
         """A copy for other types. Raises InputError for types that it cannot have."""

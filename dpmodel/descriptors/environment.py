@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -21,6 +21,7 @@ from dpmodel.type_map import TypeChange
 
 if TYPE_CHECKING:
     from dpmodel.statistics.cache import StatCache
+    from dpmodel.statistics.items import StatItem
 
 __all__ = ["EnvironmentConfig", "EnvironmentDescriptor", "TypedConfig", "excluded"]
 
@@ -123,16 +124,17 @@ class EnvironmentDescriptor(Descriptor):
         cfg = self.config
         return (NeighbourRequest(rcut=cfg.rcut, sel=cfg.capacity, layout="typed_slots" if cfg.typed else "slots"),)
 
-    def with_statistics(
-        self, graphs: Callable[[], Iterable[Graph]], *, protect: float, cache: StatCache | None = None
-    ) -> Self:
-        cfg, radial = self.config, self.radial_only
-        items = cached_environment_items(
+    def sums(self, graphs: Callable[[], Iterable[Graph]], cache: StatCache | None = None) -> dict[str, StatItem]:
+        cfg = self.config
+        return cached_environment_items(
             graphs, cache, ntypes=self.ntypes, rcut=cfg.rcut, rcut_smth=cfg.rcut_smth, sel=cfg.capacity,
             mixed_types=self.mixed_types, protection=cfg.env_protection, exclude_types=cfg.exclude_types,
-            radial_only=radial,
+            radial_only=self.radial_only,
         )  # fmt: skip
-        davg, dstd = environment_mean_and_deviation(items, self.ntypes, radial_only=radial, protect=protect)
+
+    def with_sums(self, sums: Mapping[str, StatItem], *, protect: float) -> Self:
+        cfg, radial = self.config, self.radial_only
+        davg, dstd = environment_mean_and_deviation(sums, self.ntypes, radial_only=radial, protect=protect)
         dtype = self.davg.dtype
         davg = self.davg if cfg.set_davg_zero else davg.astype(dtype)
         return self.replace(davg=davg, dstd=dstd.astype(dtype))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from dpmodel.config import Config, sections
 from dpmodel.descriptors.base import Capacity, Descriptor, DescriptorConfig, Features
@@ -16,9 +16,6 @@ from dpmodel.nn.mlp import Seed
 from dpmodel.op import child
 from dpmodel.ops import array_namespace, as_dtype
 from dpmodel.type_map import TypeChange
-
-if TYPE_CHECKING:
-    from dpmodel.statistics.cache import StatCache
 
 __all__ = ["Hybrid", "HybridConfig"]
 
@@ -105,14 +102,14 @@ class Hybrid(Descriptor):
     def is_smooth(self) -> bool:
         return all(part.is_smooth() for part in self.parts)
 
-    def with_statistics(
-        self, graphs: Callable[[], Iterable[Graph]], *, protect: float, cache: StatCache | None = None
-    ) -> Hybrid:
+    def measured(
+        self, graphs: Callable[[], Iterable[Graph]]
+    ) -> Iterator[tuple[Descriptor, Callable[[], Iterable[Graph]]]]:
         def of(k: int) -> Callable[[], Iterator[Graph]]:
             return lambda: (split_views(graph, self.parts)[k] for graph in graphs())
 
-        parts = [part.with_statistics(of(k), protect=protect, cache=cache) for k, part in enumerate(self.parts)]
-        return self.replace(parts=tuple(parts))
+        for k, part in enumerate(self.parts):
+            yield from part.measured(of(k))
 
     def with_types(self, change: TypeChange) -> Self:
         parts = tuple(part.with_types(change) for part in self.parts)

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from dpmodel.data.dataset import Dataset, statistics_batches
 from dpmodel.data.system import Batch
+from dpmodel.descriptors.base import Descriptor
 from dpmodel.errors import DataError, InputError
-from dpmodel.fittings.base import Output
+from dpmodel.fittings.base import Fitting, Output
 from dpmodel.geometry.build import GraphBuilder
 from dpmodel.graph import Graph
 from dpmodel.models import LinearModel, Model, SpinModel, StandardModel, ZBLModel
+from dpmodel.models.multi_task import MultiTask
 from dpmodel.op import Op
 from dpmodel.precision import global_dtype
 from dpmodel.statistics.cache import StatCache
+from dpmodel.statistics.items import StatItem
 from dpmodel.statistics.options import check_finite, pairs
 from dpmodel.statistics.output_bias import Bias, atomic_bias, common_bias, frame_bias, merge_bias, type_counts
 from dpmodel.statistics.parameters import mean_and_inverse_deviation, parameter_items
 
-__all__ = ["bias_labels", "bias_of_labels", "fit_statistics", "preset_of"]
+__all__ = ["bias_labels", "bias_of_labels", "fit_statistics", "fit_tasks", "preset_of"]
 
 logger = logging.getLogger(__name__)
+
+_Graphs: TypeAlias = Callable[[], Iterable[Graph]]
 
 _ATOMIC_LABELS = {"energy": "atom_ener"}
 """Labels of atoms that are not called atom_<output>."""
@@ -54,6 +58,48 @@ def fit_statistics(
     Without any label of the output the bias stays, with a warning. Raises DataError for labels or statistics that are
     not finite.
     """
+    fitted, sums = _fit_task(model, dataset, builder, nbatch=nbatch, cache=cache)
+    return _with_sums(fitted, _merged({"": sums}, {"": 1.0}), protect)
+
+
+def fit_tasks(
+    model: MultiTask,
+    data: Mapping[str, Dataset],
+    builders: Mapping[str, GraphBuilder],
+    probabilities: Mapping[str, float],
+    *,
+    nbatch: Mapping[str, int],
+    protect: float,
+    caches: Mapping[str, StatCache | None] | None = None,
+) -> MultiTask:
+    """`fit_statistics` of every task. What tasks share is normalised by the sums of all of them, weighted by probability.
+
+    With the probability p_t that a step is one of task t, and the running sums (number, sum, sum of squares) s_t of what
+    task t reads, a shared descriptor or fitting net has the mean and deviation of s_base + sum_t s_t p_t / p_base: those of
+    an atom (frame) that training meets. Output biases are of every task alone.
+
+    data, builders, probabilities, nbatch, caches: by task.
+    """
+    caches = caches or {}
+    sums: dict[str, _Sums] = {}
+    models: dict[str, Model] = {}
+    for name, own in model.models().items():
+        fitted, sums[name] = _fit_task(own, data[name], builders[name], nbatch=nbatch[name], cache=caches.get(name))
+        models[name] = fitted
+    whole: MultiTask = model.replace(tasks=tuple(models.values()))
+    return _with_sums(whole, _merged(sums, probabilities), protect)
+
+
+_Sums: TypeAlias = dict[tuple[int, str], dict[str, StatItem]]
+"""By identity of who is normalised by them, and what they are of (environment, fparam, aparam): running sums by name."""
+
+T = TypeVar("T", bound=Op)
+
+
+def _fit_task(
+    model: Model, dataset: Dataset, builder: GraphBuilder, *, nbatch: int, cache: StatCache | None
+) -> tuple[Model, _Sums]:
+    """(model with the statistics of the labels, sums of what its parts read)."""
     batches: list[Batch] = list(statistics_batches(dataset, nbatch))
 
     def graphs() -> Iterable[Graph]:
@@ -74,7 +120,13 @@ def fit_statistics(
             "pair_exclude_types": pairs(model.graph_model.pair_exclude_types),
             "spin_scales": list(model.spin_scales or ()),
         }
-    fitted = _fit_inputs(model, _Sample(batches, graphs, protect, cache))
+    sums: _Sums = {}
+    for part, own in _standard_models(model, graphs):
+        for descriptor, its in part.descriptor.measured(own):
+            sums[id(descriptor), "environment"] = descriptor.sums(its, cache)
+        for name, items in _parameter_sums(part.fitting, batches, cache):
+            sums[id(part.fitting.networks[0]), name] = items
+    fitted: Any = model
     if isinstance(fitted, SpinModel):
         fitted = fitted.replace(backbone=_fit_outputs(fitted.backbone, batches, cache))
     else:
@@ -83,36 +135,61 @@ def fit_statistics(
     if cache is not None and cache.observed_types() is None:
         seen = {int(t) for batch in batches for t in np.unique(batch.atype) if t >= 0}
         cache.store_observed_types([model.type_map[t] for t in sorted(seen)])
-    return fitted
+    return fitted, sums
 
 
-@dataclasses.dataclass(frozen=True)
-class _Sample:
-    """What statistics of inputs are taken from."""
-
-    batches: Sequence[Batch]
-    graphs: Callable[[], Iterable[Graph]]
-    protect: float
-    cache: StatCache | None
-
-
-def _fit_inputs(model: Any, sample: _Sample) -> Any:
-    """The model with the statistics of what its descriptors and fitting nets read."""
+def _standard_models(model: Any, graphs: _Graphs) -> Iterator[tuple[StandardModel, _Graphs]]:
+    """Every descriptor with its fitting net, and the graphs as they see them."""
     if isinstance(model, SpinModel):
-        return model.replace(backbone=_fit_inputs(model.backbone, sample))
-    if isinstance(model, LinearModel):
-        graphs = [functools.partial(_graphs_of, model, k, sample.graphs) for k in range(len(model.parts))]
-        samples = [dataclasses.replace(sample, graphs=each) for each in graphs]
-        return model.replace(parts=tuple(map(_fit_inputs, model.parts, samples)))
-    if not isinstance(model, StandardModel):
-        return model
-    descriptor = model.descriptor.with_statistics(sample.graphs, protect=sample.protect, cache=sample.cache)
-    fitting = _fit_parameters(model.fitting, sample.batches, sample.protect, sample.cache)
-    return model.replace(descriptor=descriptor, fitting=fitting)
+        yield from _standard_models(model.backbone, graphs)
+    elif isinstance(model, LinearModel):
+        for k, part in enumerate(model.parts):
+            yield from _standard_models(part, functools.partial(_graphs_of, model, k, graphs))
+    elif isinstance(model, StandardModel):
+        yield model, graphs
 
 
-def _graphs_of(model: LinearModel, part: int, graphs: Callable[[], Iterable[Graph]]) -> Iterable[Graph]:
+def _graphs_of(model: LinearModel, part: int, graphs: _Graphs) -> Iterable[Graph]:
     return (model.part_graphs(graph)[part] for graph in graphs())
+
+
+def _merged(sums: Mapping[str, _Sums], probabilities: Mapping[str, float]) -> _Sums:
+    """The sums of tasks added where their parts are one, relative to the first task that is ever drawn."""
+    found: dict[tuple[int, str], list[tuple[float, dict[str, StatItem]]]] = {}
+    for task, own in sums.items():
+        for key, items in own.items():
+            found.setdefault(key, []).append((probabilities[task], items))
+    out: _Sums = {}
+    for key, several in found.items():
+        drawn = [(weight, items) for weight, items in several if weight > 0] or [(1.0, items) for _, items in several]
+        (base, total), *others = drawn
+        for weight, items in others:
+            total = {name: total[name] + items[name].scaled(weight / base) for name in total}
+        out[key] = total
+    return out
+
+
+def _with_sums(model: T, sums: _Sums, protect: float) -> T:
+    """The model or models normalised by the sums."""
+
+    def change(op: Op, copy: Op) -> Op:
+        if isinstance(copy, Descriptor) and (id(op), "environment") in sums:
+            return copy.with_sums(sums[id(op), "environment"], protect=protect)
+        if not isinstance(op, Fitting):
+            return copy
+        changes: dict[str, np.ndarray] = {}
+        for name in ("fparam", "aparam"):
+            items = sums.get((id(op.networks[0]), name))
+            if items is None:
+                continue
+            average, inverse = mean_and_inverse_deviation(list(items.values()), protect)
+            dtype = getattr(op, f"{name}_avg").dtype
+            changes[f"{name}_avg"], changes[f"{name}_inv_std"] = average.astype(dtype), inverse.astype(dtype)
+        return copy.replace(**changes)
+
+    fitted = model.map_ops(change)
+    check_finite({name: np.asarray(value) for name, value in fitted.state().items()}, str)
+    return fitted
 
 
 def _fit_outputs(model: Any, batches: Sequence[Batch], cache: StatCache | None) -> Any:
@@ -122,9 +199,10 @@ def _fit_outputs(model: Any, batches: Sequence[Batch], cache: StatCache | None) 
     return model.replace(out_bias=bias.astype(dtype), out_std=deviation.astype(dtype))
 
 
-def _fit_parameters(fitting: Any, batches: Sequence[Batch], protect: float, cache: StatCache | None) -> Op:
-    """fparam and aparam: (x - avg) * inverse deviation."""
-    changes: dict[str, np.ndarray] = {}
+def _parameter_sums(
+    fitting: Any, batches: Sequence[Batch], cache: StatCache | None
+) -> Iterator[tuple[str, dict[str, StatItem]]]:
+    """Name and sums by component of fparam and aparam: nets see (x - avg) * inverse deviation."""
     for name, dim in (("fparam", fitting.config.numb_fparam), ("aparam", fitting.config.numb_aparam)):
         if not dim:
             continue
@@ -139,11 +217,7 @@ def _fit_parameters(fitting: Any, batches: Sequence[Batch], protect: float, cach
             items = parameter_items(blocks, dim, name)
             if cache is not None:
                 cache.store_parameters(name, items)
-        average, inverse = mean_and_inverse_deviation(items, protect)
-        dtype = getattr(fitting, f"{name}_avg").dtype
-        changes[f"{name}_avg"], changes[f"{name}_inv_std"] = average.astype(dtype), inverse.astype(dtype)
-    result: Op = fitting.replace(**changes)
-    return result
+        yield name, {str(c): item for c, item in enumerate(items)}
 
 
 def _fit_bias(model: Any, batches: Sequence[Batch], cache: StatCache | None) -> Bias:

@@ -29,6 +29,10 @@ class StatItem:
     def __add__(self, other: StatItem) -> StatItem:
         return StatItem(self.number + other.number, self.total + other.total, self.squares + other.squares)
 
+    def scaled(self, factor: float) -> StatItem:
+        """As if every number had been there `factor` times."""
+        return StatItem(factor * self.number, factor * self.total, factor * self.squares)
+
     def avg(self) -> float:
         """s/n; 0 for no numbers."""
         return self.total / self.number if self.number else 0.0

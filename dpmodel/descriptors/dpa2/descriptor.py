@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
-from dpmodel.descriptors.base import Features
+from dpmodel.descriptors.base import Descriptor, Features
 from dpmodel.descriptors.dpa1 import DPA1, DPA1Config
 from dpmodel.descriptors.dpa2.layer import LocalAttention, PairAttention, RepformerLayer
 from dpmodel.descriptors.dpa2.repformer import Repformer
@@ -28,7 +28,6 @@ from dpmodel.type_map import TypeChange
 
 if TYPE_CHECKING:
     from dpmodel.descriptors.dpa2.config import DPA2Config
-    from dpmodel.statistics.cache import StatCache
 
 __all__ = ["DPA2", "fresh"]
 
@@ -81,17 +80,14 @@ class DPA2(MessagePassing):
         own = 3 * flow.nlayers * (pairs + local) * self.repformer.davg.dtype.itemsize
         return own + sum(part.bytes_per_atom() for name, part in self.parts.items() if name != "repformer")
 
-    def with_statistics(
-        self, graphs: Callable[[], Iterable[Graph]], *, protect: float, cache: StatCache | None = None
-    ) -> DPA2:
+    def measured(
+        self, graphs: Callable[[], Iterable[Graph]]
+    ) -> Iterator[tuple[Descriptor, Callable[[], Iterable[Graph]]]]:
         def of(k: int) -> Callable[[], Iterator[Graph]]:
             return lambda: (split_views(graph, list(self.parts.values()))[k] for graph in graphs())
 
-        changes = {
-            name: part.with_statistics(of(k), protect=protect, cache=cache)
-            for k, (name, part) in enumerate(self.parts.items())
-        }
-        return self.replace(**changes)
+        for k, part in enumerate(self.parts.values()):
+            yield part, of(k)
 
     def with_types(self, change: TypeChange) -> Self:
         parts = {name: part.with_types(change) for name, part in self.parts.items()}

@@ -9,7 +9,7 @@ features after the last layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -32,6 +32,7 @@ from dpmodel.type_map import TypeChange
 if TYPE_CHECKING:
     from dpmodel.descriptors.dpa3.config import DPA3Config
     from dpmodel.statistics.cache import StatCache
+    from dpmodel.statistics.items import StatItem
 
 __all__ = ["DPA3", "fresh"]
 
@@ -80,17 +81,19 @@ class DPA3(MessagePassing):
         angles = flow.a_sel**2 * (flow.a_dim + flow.e_dim) if flow.update_angle else 0
         return 3 * flow.nlayers * (edges + angles) * self.davg.dtype.itemsize
 
-    def with_statistics(
-        self, graphs: Callable[[], Iterable[Graph]], *, protect: float, cache: StatCache | None = None
-    ) -> DPA3:
+    def sums(self, graphs: Callable[[], Iterable[Graph]], cache: StatCache | None = None) -> dict[str, StatItem]:
         cfg, flow = self.config, self.config.repflow
-        if flow.deviation > 0.0:
-            return self.replace(dstd=np.full_like(np.asarray(self.dstd), flow.deviation))
-        items = cached_environment_items(
+        if flow.deviation > 0.0:  # whatever the data
+            return {}
+        return cached_environment_items(
             graphs, cache, ntypes=self.ntypes, rcut=flow.e_rcut, rcut_smth=flow.e_rcut_smth, sel=(flow.e_sel,),
             mixed_types=True, protection=cfg.env_protection, exclude_types=cfg.exclude_types,
         )  # fmt: skip
-        _, dstd = environment_mean_and_deviation(items, self.ntypes, protect=protect)
+
+    def with_sums(self, sums: Mapping[str, StatItem], *, protect: float) -> Self:
+        if self.config.repflow.deviation > 0.0:
+            return self.replace(dstd=np.full_like(np.asarray(self.dstd), self.config.repflow.deviation))
+        _, dstd = environment_mean_and_deviation(sums, self.ntypes, protect=protect)
         return self.replace(dstd=dstd.astype(self.dstd.dtype))
 
     def with_types(self, change: TypeChange) -> Self:
