@@ -18,6 +18,7 @@ from .bridge import Overrides, from_torch, graph_to_torch, override_table, to_to
 from .checkpoint import read_checkpoint
 from .memory import keep_freed_memory
 from .overrides import OVERRIDES
+from .profiling import TorchProfiler
 from .training import TorchStepper
 
 __all__ = ["BACKEND", "OVERRIDES", "TorchBackend", "TorchEvaluator", "pick_device"]
@@ -110,6 +111,10 @@ class TorchBackend:
     def read_checkpoint(self, path: Path, head: str | None) -> dict[str, Any]:
         """See `dpmodel.backend.CheckpointReader`: those of DeePMD-kit's PyTorch."""
         return tree_of_state(*read_checkpoint(path), head, str(path))
+
+    def profiler(self, trace: Path | None, folder: Path | None) -> TorchProfiler:
+        """See `dpmodel.training.profiling.Profiler`."""
+        return TorchProfiler(trace, folder)
 
     def versions(self) -> dict[str, str]:
         """Versions of the libraries that take part."""

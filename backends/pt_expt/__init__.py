@@ -19,6 +19,7 @@ from dpmodel.op import Op
 
 from ..pt import TorchEvaluator, pick_device
 from ..pt.bridge import Overrides, override_table
+from ..pt.profiling import TorchProfiler
 from ..pt.training import TorchStepper
 from .activation import SigmoidActivation
 from .compile import CompiledLower
@@ -86,6 +87,10 @@ class ExportableBackend:
             overrides=self.overrides,
             gradient_max_norm=gradient_max_norm,
         )
+
+    def profiler(self, trace: Path | None, folder: Path | None) -> TorchProfiler:
+        """See `dpmodel.training.profiling.Profiler`."""
+        return TorchProfiler(trace, folder)
 
     def versions(self) -> dict[str, str]:
         """Versions of the libraries that take part."""

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -182,6 +182,8 @@ class FullValidation:
         """Validations since the lowest value of the metric."""
         self._resume(state or {})
         self.log = ValidationLog(log, self.columns(), restored_step=restored_step)
+        self.observers: Sequence[Any] = ()
+        """On the chief: each is told what was found by `on_validation` (see `dpmodel.training.observers`)."""
 
     def due(self, step: int) -> bool:
         """Whether to validate after `step` finished steps. Integers alone decide, those of rank 0."""
@@ -341,6 +343,8 @@ class FullValidation:
             note = f"best checkpoint: {path.name} ({self.metric}, step {step})"
             logger.info("Saved best checkpoint to %s", path)
         self.log.write(step, row, note)
+        for observer in self.observers:
+            observer.on_validation(step, row, averaged=self.averaged)
 
 
 def _of_kind(error: ErrorSum, kind: str) -> float:
