@@ -14,7 +14,7 @@ import nox
 ROOT = Path(__file__).parent
 CONSTRAINTS = str(ROOT / "constraints" / "test.txt")
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
-TEST_EXTRAS = "pt,jax,ase,lmdb,lammps,plot,dpdata,torch-sim,jax-md"
+TEST_EXTRAS = "pt,jax,ase,lmdb,lammps,plot,tensorboard,dpdata,torch-sim,jax-md"
 
 nox.options.sessions = ["tests", "lint"]
 nox.options.default_venv_backend = "virtualenv"
