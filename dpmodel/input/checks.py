@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from dpmodel.config import Config, automatic, thaw
 from dpmodel.descriptors import HybridConfig
 from dpmodel.errors import InputError
-from dpmodel.input.optimizers import AdamWConfig
+from dpmodel.input.optimizers import AdamWConfig, check_optimizer, optimizer_notes
 from dpmodel.input.sections import ModelConfig, TaskDataConfig, ValidatingConfig
 from dpmodel.input.values import show
 from dpmodel.losses import EnerLossConfig
@@ -39,11 +39,7 @@ def check_all(inp: Input) -> None:
         _check_tasks(inp)
     _check_length(inp)
     _check_validating(inp)
-    if inp.optimizer.key == "LKF" and inp.training.zero_stage > 0:
-        raise InputError(
-            f"training.zero_stage: expected 0 with optimizer.type LKF, got {inp.training.zero_stage}: every block of its "
-            "covariance is whole on one process; use another optimizer, or stage 0"
-        )
+    check_optimizer(inp.optimizer, {name: task.loss for name, task in inp.tasks.items()}, inp.training)
     # With a run length in epochs the number of steps is not known yet; a long run leaves only what no run could mend.
     steps = inp.training.numb_steps
     build_schedule(cast(ScheduleConfig, inp.learning_rate), 2**31 if steps is None else steps)
@@ -63,6 +59,7 @@ def notes(inp: Input, given: dict[str, Any]) -> list[str]:
     out = []
     if isinstance(inp.optimizer, AdamWConfig) and "weight_decay" not in (given.get("optimizer") or {}):
         out.append(f"optimizer.weight_decay: not given; AdamW's default {inp.optimizer.weight_decay} is used")
+    out += optimizer_notes(inp.optimizer)
     training = inp.training
     if training.ckpt_keep_ratio is not None and training.max_ckpt_keep != 5:
         out.append("training.ckpt_keep_ratio: overrides training.max_ckpt_keep")
@@ -165,10 +162,6 @@ def _check_length(inp: Input) -> None:
         if training.numb_steps is not None and training.numb_epoch is not None:
             raise InputError("training: expected numb_steps or numb_epoch, got both; keep one")
         return
-    if training.numb_epoch is not None:
-        raise InputError(
-            "training.numb_epoch: is of one task; with several give num_epoch_dict, a number for each task"
-        )
     if training.num_epoch_dict:
         for name in ("numb_steps", "model_prob"):
             if getattr(training, name):

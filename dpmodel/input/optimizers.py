@@ -23,6 +23,7 @@ __all__ = [
     "HybridMuonConfig",
     "LKFConfig",
     "check_optimizer",
+    "optimizer_notes",
 ]
 
 
@@ -139,7 +140,7 @@ def check_optimizer(optimizer: Config, losses: Mapping[str, Config], training: A
                 f'{where}: the optimizer LKF fits energies and forces: expected "ener", got "{loss.key}"; use '
                 "optimizer.type AdamW or HybridMuon"
             )
-    if getattr(training, "zero_stage", 0):
+    if training.zero_stage:
         raise InputError(
             f"training.zero_stage: expected 0 with the optimizer LKF, got {training.zero_stage}: the covariance of a block "
             "couples all its parameters, and each rank holds all of them; use optimizer.type AdamW or HybridMuon"
@@ -150,3 +151,12 @@ def check_optimizer(optimizer: Config, losses: Mapping[str, Config], training: A
             f"training.gradient_max_norm: expected null with the optimizer LKF, got {norm}: its updates are those of a "
             "filter, which scales them itself; remove the key"
         )
+
+
+def optimizer_notes(optimizer: Config) -> list[str]:
+    """What the log should say of options that the optimizer does not read."""
+    text = (
+        "optimizer.type: LKF fits energies and forces, with prefactors of its own; learning_rate and the prefactors of the "
+        "loss have no effect on it, only on the loss that is shown"
+    )
+    return [text] if isinstance(optimizer, LKFConfig) else []

@@ -31,9 +31,9 @@ SLOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "LKF": (),
     }
 )
-"""State of a parameter by key of the optimizer; not every parameter has all of them. Restored with the types that they
-were saved with: moments are float32 beside float64 parameters. magma_score is a scalar, or one number per matrix of a
-stack, and whole on every rank. LKF has none: its state is by block (`LKF.filter_state`)."""
+"""State of a parameter by key of the optimizer; not every parameter has all of them. They are restored with the
+types that they were saved with: moments are float32 beside float64 parameters. LKF has none: its state is by block
+(`LKF.filter_state`)."""
 
 
 def make_optimizer(config: Any, named: Named, *, start_lr: float, num_steps: int) -> torch.optim.Optimizer:

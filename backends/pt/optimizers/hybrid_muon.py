@@ -38,8 +38,8 @@ class HybridMuon(Muon):
     2602.15322, without its random masks, and with the sigmoid stretched to [0, 1].)
 
     Adam and AdamW: moments in float32, eps 1e-20, with lr, or lr / lr_adjust if that is above 0.
-    State: momentum_buffer (the parameter's type), magma_score (float32, a scalar; for stacks of matrices one number per
-    matrix, never sharded), or exp_avg, exp_avg_sq (float32), step.
+    Its blocks are the parameters: stacks of matrices have one damping.
+    State: momentum_buffer (the parameter's type) and magma_score (a, float32 scalar), or exp_avg, exp_avg_sq (float32), step.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class HybridMuon(Muon):
             self._move(entries, sides, lr)
 
     def _update(self, p: Any) -> tuple[Tensor, Tensor | None]:
-        """The whole update as a stack (k, m, n), and its damping (k, 1, 1)."""
+        """The whole update as a stack (k, m, n), and its damping, a scalar."""
         sizes = _sizes(p, self.mode)
         buffer = self.accumulate(p)
         if not self.magma:
@@ -92,11 +92,9 @@ class HybridMuon(Muon):
         gradient, mean = whole(p.grad), whole(buffer)
         state = self.state[p]
         if "magma_score" not in state:
-            shape = sizes[:1] if sizes[0] > 1 else ()
-            state["magma_score"] = torch.full(shape, 0.5, dtype=torch.float32, device=mean.device)
-        score = state["magma_score"]
-        score.lerp_(_alignment(mean.reshape(sizes), gradient.reshape(sizes)).reshape(score.shape), 0.1)
-        return gradient.lerp(mean, self.momentum).reshape(sizes), (0.1 + 0.9 * score).reshape(-1, 1, 1)
+            state["magma_score"] = torch.tensor(0.5, device=mean.device)
+        state["magma_score"].lerp_(_alignment(mean, gradient), 0.1)
+        return gradient.lerp(mean, self.momentum).reshape(sizes), 0.1 + 0.9 * state["magma_score"]
 
     def _move(
         self, entries: Sequence[tuple[Any, Tensor, Tensor | None]], sides: tuple[int, int], lr: float
@@ -137,10 +135,8 @@ def _sizes(p: Any, mode: str) -> tuple[int, int, int]:
 
 
 def _alignment(mean: Tensor, gradient: Tensor) -> Tensor:
-    """f(cos) of the class, of each matrix of a stack: (k, m, n) -> (k,) float32."""
-    axes = (-2, -1)
-    norms = torch.linalg.vector_norm(mean, dim=axes) * torch.linalg.vector_norm(gradient, dim=axes)
-    smallest = torch.finfo(norms.dtype).tiny
-    cosine = ((mean * gradient).sum(axes) / norms.clamp(min=smallest)).clamp(-1, 1)
+    """f(cos) of the class: float32 scalar."""
+    norms = torch.linalg.vector_norm(mean) * torch.linalg.vector_norm(gradient)
+    cosine = ((mean * gradient).sum() / norms.clamp(min=torch.finfo(norms.dtype).tiny)).clamp(-1, 1)
     low, high = (1 / (1 + math.exp(-x / 2)) for x in (-1, 1))
     return ((torch.sigmoid(cosine / 2) - low) / (high - low)).float()
