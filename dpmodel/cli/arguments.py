@@ -169,7 +169,7 @@ def _add_test(commands: Any) -> None:
     parser.add_argument("-a", "--atomic", action="store_true", help="test the energies of atoms too")
     parser.add_argument("--json", metavar="FILE", help="write the numbers to this file as well")
     parser.add_argument(
-        "--head", "--model-branch", dest="head", metavar="NAME", help="the branch of a multi-task .pt file"
+        "--head", "--model-branch", dest="head", metavar="NAME", help="the task of a multi-task model"
     )
     _add_device(parser)
 
@@ -190,7 +190,7 @@ def _add_freeze(commands: Any) -> None:
         help=".pt2: compiled for one process and many; .hlo: a StableHLO program; default: model.pt2",
     )
     parser.add_argument(
-        "--head", "--model-branch", dest="head", metavar="NAME", help="the branch of a multi-task .pt file"
+        "--head", "--model-branch", dest="head", metavar="NAME", help="the task of a multi-task model"
     )
     parser.add_argument(
         "--atomic-virial", action="store_true", help="compile per-atom virials (stresses) too; a .hlo has them always"
@@ -215,7 +215,7 @@ def _add_convert(commands: Any) -> None:
     parser.add_argument("source", metavar="IN", help=".dp, .yaml, .json, or a checkpoint, also DeePMD-kit's .pt")
     parser.add_argument("target", metavar="OUT", help=".dp, .yaml or .json")
     parser.add_argument(
-        "--head", "--model-branch", dest="head", metavar="NAME", help="the branch of a multi-task .pt file"
+        "--head", "--model-branch", dest="head", metavar="NAME", help="the task of a multi-task model"
     )
     parser.add_argument(
         "--type-map", nargs="+", metavar="NAME",
@@ -294,7 +294,7 @@ def _add_embed(commands: Any) -> None:
         "--dtype", choices=("fp32", "fp64", "native"), default="fp32", help="precision of the file; default: fp32"
     )
     parser.add_argument(
-        "--head", "--model-branch", dest="head", metavar="NAME", help="the branch of a multi-task .pt file"
+        "--head", "--model-branch", dest="head", metavar="NAME", help="the task of a multi-task model"
     )
     _add_device(parser)
 
@@ -319,7 +319,7 @@ def _add_change_bias(commands: Any) -> None:
         "-o", "--output", metavar="FILE", help="the new model; default: MODEL with _updated in its name"
     )
     parser.add_argument(
-        "--head", "--model-branch", dest="head", metavar="NAME", help="the branch of a multi-task .pt file"
+        "--head", "--model-branch", dest="head", metavar="NAME", help="the task of a multi-task model"
     )
     _add_device(parser)
 
@@ -338,4 +338,4 @@ def _add_doc(commands: Any) -> None:
     parser.add_argument(
         "section", nargs="?", metavar="SECTION", help='only this section, as "model.descriptor[se_e2_a]"'
     )
-    parser.add_argument("--multi-task", action=_Unavailable, nargs=0, const="", help=argparse.SUPPRESS)
+    parser.add_argument("--multi-task", action="store_true", help="of inputs of several tasks")

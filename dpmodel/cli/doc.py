@@ -11,4 +11,4 @@ __all__ = ["run"]
 
 def run(args: argparse.Namespace) -> None:
     """Print the reference."""
-    print(document(args.out_type, args.section))
+    print(document(args.out_type, args.section, multi_task=args.multi_task))

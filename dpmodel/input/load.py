@@ -17,8 +17,9 @@ from dpmodel.input.sections import (
     InputFile,
     ModelFile,
     MultiInputFile,
-    RunConfig,
+    MultiTrainingConfig,
     TaskDataConfig,
+    TrainingConfig,
     ValidatingConfig,
 )
 from dpmodel.input.tasks import Expanded, expand, folded
@@ -51,7 +52,7 @@ class Input:
     """By name, in the order of model_dict."""
     learning_rate: Config
     optimizer: Config
-    training: RunConfig
+    training: TrainingConfig | MultiTrainingConfig
     validating: ValidatingConfig
     shared: tuple[Shared, ...] = ()
     """What tasks share."""

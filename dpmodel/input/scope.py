@@ -68,6 +68,11 @@ def check_sections(data: dict[str, Any]) -> bool:
             raise InputError(
                 f"training.{key}: an input of several tasks has training.data_dict.<task>.{key}; move it there"
             )
+    for key in ("numb_epoch", "num_epoch", "num_epochs", "numb_epochs"):
+        if run.get(key) is not None:
+            raise InputError(
+                f"training.{key}: it is of one task; with several give num_epoch_dict, a number for each task"
+            )
     return True
 
 

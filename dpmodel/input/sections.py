@@ -139,10 +139,6 @@ class RunConfig(Config):
         None, "Number of optimizer steps; this or a length in epochs.",
         aliases=("stop_batch", "num_step", "num_steps", "numb_step"), check=at_least(0),
     )  # fmt: skip
-    numb_epoch: float | None = option(
-        None, "Length of the run in passes through the training data (one task; several have num_epoch_dict).",
-        aliases=("num_epoch", "num_epochs", "numb_epochs"), check=positive,
-    )  # fmt: skip
     seed: int | tuple[int, ...] | None = option(None, "Seed of the order of batches; null is random.")
     gradient_max_norm: float | None = option(
         None, "Gradients are scaled down to this norm; null or not above 0: never."
@@ -218,21 +214,6 @@ class RunConfig(Config):
     mixed_precision: FrozenDict | None = option(
         None, "It is TensorFlow's alone; set `precision` in the descriptor and the fitting net.", effect="refused"
     )
-    model_prob: FrozenDict = option(
-        FrozenDict(),
-        "With several tasks, by task: how often a step is one of it; normalised to a sum of 1. Without, as many as it has "
-        "systems.",
-        check=_weights_by_task,
-    )
-    num_epoch_dict: FrozenDict = option(
-        FrozenDict(),
-        "With several tasks, by task: passes through its training data, instead of numb_steps and model_prob.",
-        check=_weights_by_task,
-    )
-
-
-_STAT_FILE = "Folder or HDF5 file (.h5, .hdf5) that keeps the statistics of the data."
-_STAT_MODE = "update: read what is there, compute and add the rest. read: nothing may be missing."
 
 
 class TaskDataConfig(Config):
@@ -244,28 +225,51 @@ class TaskDataConfig(Config):
     validation_data: ValidationDataConfig | None = section(
         lambda: (ValidationDataConfig,), "The data for validation columns of the learning curve.", default=None
     )
-    stat_file: str | None = option(None, _STAT_FILE)
-    stat_file_mode: str = option("update", _STAT_MODE, choices=("update", "read"))
+    stat_file: str | None = option(None, "Folder or HDF5 file (.h5, .hdf5) that keeps the statistics of the data.")
+    stat_file_mode: str = option(
+        "update",
+        "update: read what is there, compute and add the rest. read: nothing may be missing.",
+        choices=("update", "read"),
+    )
 
 
-class TrainingConfig(RunConfig):
+_MULTI = "It belongs to inputs with model.model_dict."
+
+
+class TrainingConfig(RunConfig, TaskDataConfig):
     """The run: data, length, display, checkpoints."""
 
-    training_data: TrainingDataConfig = section(
-        lambda: (TrainingDataConfig,), "The data that parameters are fitted to."
-    )
-    validation_data: ValidationDataConfig | None = section(
-        lambda: (ValidationDataConfig,), "The data for validation columns of the learning curve.", default=None
-    )
-    stat_file: str | None = option(None, _STAT_FILE)
-    stat_file_mode: str = option("update", _STAT_MODE, choices=("update", "read"))
-    data_dict: FrozenDict = option(FrozenDict(), "It belongs to inputs with model.model_dict.", effect="refused")
+    numb_epoch: float | None = option(
+        None, "Length of the run in passes through the training data.",
+        aliases=("num_epoch", "num_epochs", "numb_epochs"), check=positive,
+    )  # fmt: skip
+    data_dict: FrozenDict = option(FrozenDict(), _MULTI, effect="refused")
+    model_prob: FrozenDict = option(FrozenDict(), _MULTI, effect="refused")
+    num_epoch_dict: FrozenDict = option(FrozenDict(), _MULTI, effect="refused")
 
 
-class MultiTrainingConfig(RunConfig):
-    """The run of several tasks: data by task, length, display, checkpoints."""
+class _ByTask(Config):
+    """What is said by task."""
 
     data_dict: FrozenDict = named_sections(lambda: (TaskDataConfig,), "By task, its data.")
+    numb_epoch: float | None = option(
+        None, "num_epoch_dict has a number for each task.",
+        aliases=("num_epoch", "num_epochs", "numb_epochs"), effect="refused",
+    )  # fmt: skip
+    model_prob: FrozenDict = option(
+        FrozenDict(),
+        "By task: how often a step is one of it; normalised to a sum of 1. Without, as many as it has systems.",
+        check=_weights_by_task,
+    )
+    num_epoch_dict: FrozenDict = option(
+        FrozenDict(),
+        "By task: passes through its training data, instead of numb_steps and model_prob.",
+        check=_weights_by_task,
+    )
+
+
+class MultiTrainingConfig(RunConfig, _ByTask):
+    """The run of several tasks: data by task, length, display, checkpoints."""
 
 
 class ValidatingConfig(Config):

@@ -15,13 +15,17 @@ from dpmodel.config import MISSING, Config, thaw
 from dpmodel.errors import InputError
 from dpmodel.input import document
 from dpmodel.input.doc import OUT_TYPES, key_table
-from dpmodel.input.sections import InputFile
+from dpmodel.input.sections import InputFile, MultiInputFile
 from dpmodel.input.values import hints, option_of, problem
 
 ROOT = Path(__file__).parents[2]
 
 
-def places(cls: type[Config] = InputFile) -> Iterator[type[Config]]:
+def places(cls: type[Config] | None = None) -> Iterator[type[Config]]:
+    if cls is None:
+        yield from places(InputFile)
+        yield from places(MultiInputFile)
+        return
     yield cls
     for name in cls.options():
         info = option_of(cls, name)
@@ -45,11 +49,23 @@ def test_declarations_are_sound(cls: type[Config]) -> None:
 
 @pytest.mark.parametrize("out_type", OUT_TYPES)
 def test_every_offered_key_is_documented(out_type: str) -> None:
-    text = document(out_type)
-    for cls in set(places()):
-        for name in cls.options():
-            if option_of(cls, name).effect != "refused":
-                assert name in text
+    for root, several in ((InputFile, False), (MultiInputFile, True)):
+        text = document(out_type, multi_task=several)
+        for cls in set(places(root)):
+            for name in cls.options():
+                if option_of(cls, name).effect != "refused":
+                    assert name in text
+
+
+def test_the_reference_of_several_tasks() -> None:
+    text = document("md", multi_task=True)
+    assert "## `training.data_dict.<task>.training_data`" in text
+    assert "| `model_prob` |" in text
+    assert "| `model_prob` |" not in document("md")
+    assert "axis_neuron" in document("md", "model.model_dict.<task>.descriptor[se_e2_a]", multi_task=True)
+    assert "decay_phase_ratio" in document("rst", "learning_rate", multi_task=True)
+    schema = json.loads(document("json_schema", multi_task=True))
+    assert set(schema["required"]) == {"model", "learning_rate", "training"}
 
 
 def test_json_schema_holds_for_a_real_input() -> None:
@@ -79,9 +95,12 @@ def test_sections() -> None:
 
 def test_the_three_classes_of_keys() -> None:
     lines = key_table().splitlines()
-    assert any(line.startswith("| `training`: `numb_steps`") and line.endswith("| acts |") for line in lines)
-    assert "| `training.acc_freq` | accepted with one warning that it has no effect |" in lines
-    assert "| `training.zero_stage` | an error, unless it has its default |" in lines
+    assert any(
+        line.startswith("| `training`: `stat_file`") and "`numb_steps`" in line and line.endswith("| acts |")
+        for line in lines
+    )
+    assert "| `training.disp_training` | accepted with one warning that it has no effect |" in lines
+    assert "| `training.mixed_precision` | an error, unless it has its default |" in lines
     assert key_table() in document("md")
 
 
