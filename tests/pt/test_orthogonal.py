@@ -76,7 +76,7 @@ def test_polar_express_is_the_best_approximation() -> None:
     """The coefficients from the publication's definition: Remez on the interval that is left, centred on 1."""
     low, high = 1e-3, 1.0
     for expected in _OPTIMAL:
-        left, inner, outer = max(low, 0.02407327424182761 * high), 0.0, 0.0
+        left = max(low, 0.02407327424182761 * high)
         inner, outer = (3 * left + high) / 4, (left + 3 * high) / 4
         for _ in range(60):
             points = np.array([left, inner, outer, high])
@@ -84,10 +84,10 @@ def test_polar_express_is_the_best_approximation() -> None:
             a, b, c, _ = np.linalg.solve(system, np.ones(4))
             root = np.sqrt(9 * b * b - 20 * a * c)
             inner, outer = np.sqrt((-3 * b - root) / (10 * c)), np.sqrt((-3 * b + root) / (10 * c))
-        value = lambda x, a=a, b=b, c=c: a * x + b * x**3 + c * x**5
-        factor = 2 / (value(low) + value(high))
+        ends = [a * x + b * x**3 + c * x**5 for x in (low, high)]
+        factor = 2 / sum(ends)
         assert np.allclose([a * factor, b * factor, c * factor], expected, rtol=1e-8)
-        low = value(low) * factor
+        low = ends[0] * factor
         high = 2 - low
     assert POLAR_EXPRESS[0] == pytest.approx(
         (_OPTIMAL[0][0] / 1.05, _OPTIMAL[0][1] / 1.05**3, _OPTIMAL[0][2] / 1.05**5)
