@@ -31,12 +31,24 @@ __all__ = ["FORMAT_VERSION", "UPGRADES", "Checkpoint", "Upgrade", "check_whole",
 GROUP = "training"
 REFERENCE = "@dataset"
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the group `training`; raised by every change that older readers would misread."""
 
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 
-UPGRADES: dict[int, Upgrade] = {}
+
+def _by_task(content: dict[str, Any]) -> dict[str, Any]:
+    """1 -> 2: the order of batches and the means since the last row are kept by task; a single one is ""."""
+    sampler, schedule = content.get("sampler", {}), content.get("schedule", {})
+    if sampler:
+        content = {**content, "sampler": {"tasks": {"": sampler}}}
+    if "average" in schedule:
+        average = {"": schedule["average"]} if schedule["average"] else {}
+        content = {**content, "schedule": {**schedule, "average": average}}
+    return content
+
+
+UPGRADES: dict[int, Upgrade] = {1: _by_task}
 """From version v, the pure function that makes the content of version v + 1. Each says why; tests keep an old file."""
 
 
@@ -57,10 +69,14 @@ class Checkpoint:
     optimizer: dict[str, Any] = field(default_factory=dict)
     """Slots by name: arrays by field path (`exp_avg`), or plain data (`step`)."""
     schedule: dict[str, Any] = field(default_factory=dict)
+    """Length of the run; `average`: by task, sums of metrics since the last row of the learning curve."""
     sampler: dict[str, Any] = field(default_factory=dict)
+    """`tasks`: by task ("" is a single one), the order of batches of training and validation."""
     random: dict[str, Any] = field(default_factory=dict)
+    """`seed`: of the tasks of the steps."""
     ema: dict[str, Any] = field(default_factory=dict)
-    """Decay, averaged state by field path, and whatever belongs to it. Empty without averaging."""
+    """`decay`; `state`: averaged parameters by field path; `validation`: what their validation remembers. Empty without
+    averaging. `averaged`: True where the model itself is the average, and the file has no optimizer."""
     validation: dict[str, Any] = field(default_factory=dict)
     """What full validation remembers, such as the best value so far."""
     input: dict[str, Any] = field(default_factory=dict)

@@ -1,24 +1,33 @@
-"""The one training loop: batches, steps, display, checkpoints. A backend supplies the step, everything else is here."""
+"""The one training loop: batches, steps, display, validation, checkpoints. A backend supplies the step.
+
+It is the same on all processes of a run: each goes through the same steps, tasks, rows and checkpoints, so that what is
+collective in them meets. What the chief alone does (the learning curve, log lines, observers) is not collective.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
-from dpmodel.data.sampler import Sampler
-from dpmodel.geometry.build import GraphBuilder
-from dpmodel.training.batches import Prepared, prepare
-from dpmodel.training.lcurve import LearningCurve
+from dpmodel.training.agree import Agreed
+from dpmodel.training.feed import Feed
+from dpmodel.training.lcurve import LearningCurve, Metrics
+from dpmodel.training.means import RunningMean, over_ranks
 from dpmodel.training.schedules import Schedule
 from dpmodel.training.signals import Request
 from dpmodel.training.stepper import NonFiniteError, Stepper
+from dpmodel.training.world import Alone, World
 
-__all__ = ["Display", "Loop", "RunningMean"]
+__all__ = ["Display", "Loop", "Observer", "Read", "RunningMean", "Validation"]
 
 logger = logging.getLogger(__name__)
+
+Read = Callable[[], dict[str, float]]
+"""Reads the metrics of a step on this process; not collective, and a wait for the device."""
 
 
 class Display(Protocol):
@@ -28,79 +37,103 @@ class Display(Protocol):
         """A step was finished."""
 
     def report(
-        self, step: int, training: Mapping[str, float], validation: Mapping[str, float] | None, lr: float
+        self,
+        step: int,
+        training: Metrics | Mapping[str, Metrics],
+        validation: Metrics | Mapping[str, Metrics] | None,
+        lr: float,
     ) -> None:
         """A row of the learning curve was written."""
 
 
-class RunningMean:
-    """Weighted means of metrics; a metric that is NaN (no label) counts only where it is a number."""
+class Observer(Protocol):
+    """Follows a run without changing it, on the chief alone; nothing collective may be in it."""
 
-    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
-        self._sums: dict[str, list[float]] = {k: list(v) for k, v in (state or {}).items()}
+    def on_step(self, step: int, read: Read, lr: float, task: str) -> None:
+        """`step` steps are finished; the last one trained `task` ("" for a single one) with rate `lr`."""
 
-    def add(self, metrics: Mapping[str, float], weight: float = 1.0) -> None:
-        """Take in the metrics of one batch."""
-        for name, value in metrics.items():
-            total = self._sums.setdefault(name, [0.0, 0.0])
-            if not math.isnan(value):
-                total[0] += weight * value
-                total[1] += weight
+    def on_row(
+        self, step: int, training: Mapping[str, Metrics], validation: Mapping[str, Metrics] | None, lr: float
+    ) -> None:
+        """A row of the learning curve: metrics by task, in the order of the model; means over all processes."""
 
-    def means(self) -> dict[str, float]:
-        """The means so far; NaN for what never was a number."""
-        return {name: total / weight if weight else math.nan for name, (total, weight) in self._sums.items()}
+    def close(self) -> None:
+        """The run ends, whatever the reason."""
 
-    def state(self) -> dict[str, list[float]]:
-        """Plain data to go on from."""
-        return {name: list(pair) for name, pair in self._sums.items()}
+
+class _Outcome(Protocol):
+    @property
+    def stop(self) -> bool:
+        """Whether the run should end; the same on all processes."""
+        ...
+
+
+class Validation(Protocol):
+    """Full validation (see `dpmodel.training.validation`)."""
+
+    averaged: bool
+    """Whether it is of the averaged weights."""
+
+    def due(self, step: int) -> bool:
+        """Whether to validate after `step` finished steps; the same on all processes."""
+
+    def run(self, step: int, stepper: Stepper, save: Callable[[Path], object]) -> _Outcome:
+        """Validate; collective. `save(path)`, collective too, writes a checkpoint of these weights."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class Loop:
-    """One run of one task. `go` may be called once."""
+    """One run. `go` may be called once."""
 
     stepper: Stepper
-    builder: GraphBuilder
-    atomic_labels: frozenset[str]
-    training: Sampler
-    validation: Sampler | None
-    validation_batches: int
+    tasks: Mapping[str, Feed]
+    """By name, in the order of the model; a single one is ""."""
+    draw: Callable[[int], str] = lambda _step: ""
+    """The task of the step of 0-based index `step`; the same on all processes."""
+    accumulate: int = 1
+    """Batches of a step, on each process."""
     schedule: Schedule
     num_steps: int
     disp_freq: int
     save_freq: int
     disp_avg: bool
-    curve: LearningCurve
+    curve: LearningCurve | None
+    """None on processes other than the chief."""
     display: Display
     save: Callable[[int], object]
     """Write the checkpoint after so many finished steps."""
-    average: RunningMean = dataclasses.field(default_factory=RunningMean)
-    """With disp_avg: the means since the last row."""
+    save_best: Callable[[int, bool, Path], object] = lambda *_place: None
+    """Write one of `averaged` weights or of those that are trained to a path."""
+    observers: Sequence[Observer] = ()
+    validations: Sequence[Validation] = ()
+    world: World = dataclasses.field(default_factory=Alone)
+    averages: dict[str, RunningMean] = dataclasses.field(default_factory=dict)
+    """With disp_avg: the means since the last row, by task."""
+    stopped_early: bool = False
+    """Whether full validation ended the run; that is an end as good as the last step."""
 
     def go(self, start: int, stop: int | None, request: Request, *, saved: bool = False) -> int:
         """Train from `start` finished steps to `num_steps` (or `stop`), or until the request; returns the finished steps.
 
         A checkpoint is written every `save_freq` steps and at the end of whatever was run. `saved`: the one of `start`
-        is there already. Raises NonFiniteError, OSError where a file cannot be written, and what the backend raises.
+        is there already. Collective. Raises NonFiniteError, OSError where a file cannot be written, and what the backend
+        raises.
         """
         end = self.num_steps if stop is None else min(stop, self.num_steps)
         step, last = start, start if saved else -1
-        while step < end and not request.name:
-            lr = self.schedule.lr(step)
-            try:
-                read = self.stepper.step(*self._next(self.training), lr)
-            except NonFiniteError as problem:
-                raise NonFiniteError(
-                    f"step {step + 1}: {problem}; nothing was saved since. Look for wrong frames in the data, lower "
-                    "learning_rate.start_lr, or set training.gradient_max_norm; then go on with --restart"
-                ) from problem
+        agreed = Agreed(self.world, request)
+        while step < end and not self.stopped_early and not agreed.ends(step):
+            task, lr = self.draw(step), self.schedule.lr(step)
+            read = self._train(step, task, lr)
             step += 1
+            for observer in self.observers:
+                observer.on_step(step, read, lr, task)
             if self.disp_avg:
-                self.average.add(read())
+                self._average(task).add(read())
             if step == 1 or step % self.disp_freq == 0:
-                self._show(step, read, lr)
+                self._show(step, task, read, lr)
             self.display.advance(step)
+            self._validate(step)
             if step % self.save_freq == 0:
                 self.save(step)
                 last = step
@@ -108,19 +141,80 @@ class Loop:
             self.save(step)
         return step
 
-    def _next(self, sampler: Sampler) -> Prepared:
-        batch = sampler.next()
-        return prepare(batch, self.builder, self.atomic_labels, sampler.dataset.systems[batch.system].path)
+    def state(self) -> dict[str, Any]:
+        """Plain data to go on from: `tasks` and `average`, by task. Collective; the same on all processes but rounding."""
+        averages = over_ranks(self.world, [self._average(name) for name in self.tasks])
+        return {
+            "tasks": {name: feed.state() for name, feed in self.tasks.items()},
+            "average": {name: mean.state() for name, mean in zip(self.tasks, averages, strict=True) if mean},
+        }
 
-    def _show(self, step: int, read: Callable[[], dict[str, float]], lr: float) -> None:
-        training = self.average.means() if self.disp_avg else read()
-        self.average = RunningMean()
-        validation = None
-        if self.validation is not None:
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from there; all processes give the same. Raises InputError or ModelFileError naming the section."""
+        for name, feed in self.tasks.items():
+            place = f"training.data_dict.{name}" if name else "training"
+            feed.restore(state["tasks"].get(name, {}), place)
+        for name, sums in state.get("average", {}).items():
+            # The sums are over all processes: one goes on with them, and the others know that there are some.
+            own = sums if self.world.chief else {metric: [0.0, 0.0] for metric in sums}
+            self.averages[name] = RunningMean(own)
+
+    # --- parts of a step --------------------------------------------------------------------------------
+
+    def _train(self, step: int, task: str, lr: float) -> Read:
+        batches = [self.tasks[task].next() for _ in range(self.accumulate)]
+        try:
+            return self.stepper.step(batches, lr, task)
+        except NonFiniteError as problem:
+            raise NonFiniteError(
+                f"step {step + 1}{f' of task {task}' if task else ''}: {problem}; nothing was saved since. Look for wrong "
+                "frames in the data, lower learning_rate.start_lr, or set training.gradient_max_norm; then go on with "
+                "--restart"
+            ) from problem
+
+    def _average(self, task: str) -> RunningMean:
+        return self.averages.setdefault(task, RunningMean())
+
+    def _validate(self, step: int) -> None:
+        for validation in self.validations:
+            if validation.due(step):
+                save = functools.partial(self.save_best, step, validation.averaged)
+                self.stopped_early |= validation.run(step, self.stepper, save).stop
+
+    def _show(self, step: int, task: str, read: Read, lr: float) -> None:
+        """Write and show a row: of the other tasks, the next batch or what was trained since the last row."""
+        own, checks = [], []
+        for name, feed in self.tasks.items():
             mean = RunningMean()
-            for _ in range(self.validation_batches):
-                batch = self._next(self.validation)
-                mean.add(self.stepper.measure(*batch, lr), weight=float(batch.graph.natoms.sum()))
-            validation = mean.means()
-        self.curve.write(step, training, validation, lr)
-        self.display.report(step, training, validation, lr)
+            if self._average(name):
+                mean = self.averages[name]
+            elif name == task:
+                mean.add(read())
+            else:
+                mean.add(self.stepper.measure(feed.peek(), lr, name))
+            own.append(mean)
+            check = RunningMean()
+            for _ in range(feed.validation_batches if feed.validation is not None else 0):
+                batch = feed.check()
+                check.add(self.stepper.measure(batch, lr, name), weight=float(batch.graph.natoms.sum()))
+            checks.append(check)
+        self.averages = {}
+        means = over_ranks(self.world, [*own, *checks])
+        training = {name: mean.means() for name, mean in zip(self.tasks, means, strict=False)}
+        found = {name: mean.means() for name, mean in zip(self.tasks, means[len(own) :], strict=True) if mean}
+        self._write(step, training, found or None, lr)
+
+    def _write(
+        self, step: int, training: Mapping[str, Metrics], validation: Mapping[str, Metrics] | None, lr: float
+    ) -> None:
+        for observer in self.observers:
+            observer.on_row(step, training, validation, lr)
+        single = list(self.tasks) == [""]
+        shown: Metrics | Mapping[str, Metrics] = training[""] if single else training
+        checked: Metrics | Mapping[str, Metrics] | None = validation
+        if single and validation is not None:
+            checked = validation[""]
+        with self.world.agreement("writing the learning curve"):
+            if self.curve is not None:
+                self.curve.write(step, shown, checked, lr)
+        self.display.report(step, shown, checked, lr)

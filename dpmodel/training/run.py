@@ -2,50 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import math
+import os
 from collections.abc import Mapping
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from dpmodel import __version__
 from dpmodel.backend import get_trainer
-from dpmodel.data import Dataset, LabelRequest, Sampler
-from dpmodel.data import labels as standard_labels
-from dpmodel.data.labels import as_request
-from dpmodel.descriptors.base import Capacity
+from dpmodel.data import Sampler
 from dpmodel.errors import InputError
 from dpmodel.files.atomic import atomic_write
-from dpmodel.files.model_file import ModelFile, from_tree, to_tree
+from dpmodel.files.model_file import from_tree
 from dpmodel.input import Input, load_input
-from dpmodel.losses import build_loss
-from dpmodel.models import builder_of
-from dpmodel.models.build import build_model, known_capacities
-from dpmodel.statistics.cache import StatCache
-from dpmodel.statistics.fit import bias_labels, fit_statistics
-from dpmodel.statistics.neighbour import neighbour_statistics, resolve_sel
+from dpmodel.statistics.change import bias_of
+from dpmodel.training.bias import change_biases
 from dpmodel.training.checkpoint import Checkpoint
+from dpmodel.training.feed import Feed
+from dpmodel.training.freezing import frozen_paths
 from dpmodel.training.lcurve import LearningCurve
-from dpmodel.training.loop import Loop, RunningMean
+from dpmodel.training.length import TaskDraw
+from dpmodel.training.loop import Loop
+from dpmodel.training.observers import check_observers, make_observers
+from dpmodel.training.places import averaged_family, check_places, regular_family
 from dpmodel.training.progress import Progress
-from dpmodel.training.rotation import Family, keep_count
+from dpmodel.training.rotation import keep_count
+from dpmodel.training.saving import Saver
 from dpmodel.training.schedules import build_schedule
+from dpmodel.training.share import listening, shared, shared_weights
 from dpmodel.training.signals import save_and_leave
-from dpmodel.training.start import (
-    adopt,
-    check_places,
-    check_same_run,
-    find_checkpoint,
-    find_model,
-    observed_types,
-    restore_sampler,
-    seeds,
-)
-from dpmodel.training.stepper import NonFiniteError, Stepper
+from dpmodel.training.start import by_task, check_same_run, find_checkpoint, find_model, seeds
+from dpmodel.training.stepper import StepOptions
+from dpmodel.training.tasks import length_of, make_tasks
+from dpmodel.training.validation import FullValidation, ValidationTask, first_step
+from dpmodel.training.weights import Origin, make_model, resolve_capacities
+from dpmodel.training.world import World
 
 __all__ = ["train"]
 
@@ -62,8 +54,9 @@ def train(
     backend: str | None = None,
     device: str | None = None,
     skip_neighbor_stat: bool = False,
+    all_ranks_log: bool = False,
 ) -> Path:
-    """Train a model.
+    """Train a model. Started by `torchrun`, the processes train one model together.
 
     Args:
         input_path: the input file (or its content).
@@ -75,6 +68,7 @@ def train(
         backend: None: `DP_BACKEND`, else pt.
         device: None: the best there is.
         skip_neighbor_stat: do not compare `sel` with the data.
+        all_ranks_log: processes other than the first log everything too, not warnings alone.
 
     Returns:
         The last checkpoint, which is also a model file.
@@ -82,268 +76,332 @@ def train(
     Raises:
         InputError, DataError, ModelFileError, BackendError: before any step, for whatever is wrong.
         NonFiniteError: a gradient became NaN or infinite; the last checkpoint is whole.
+        RankError: another process could not go on.
     """
     if restart is not None and init_model is not None:
         raise InputError("--restart and --init-model exclude each other: the one goes on, the other begins anew")
     if stop_at is not None and stop_at < 0:
         raise InputError(f"--stop-at: expected a step of at least 0, got {stop_at}")
-    inp = load_input(input_path)
-    for note in inp.notes:
-        logger.warning("%s", note)
-    path = None if isinstance(input_path, Mapping) else input_path
-    check_places(inp.training, input_path=path, output=output)
-    run = _Run(inp, get_trainer(backend), device)
-    if restart is not None:
-        run.checkpoint = find_checkpoint(restart, inp.training.save_ckpt, inp.training.save_dir)
-    elif init_model is not None:
-        run.origin, run.origin_name = find_model(init_model, inp.model.type_map), str(init_model)
-    run.open_data()
-    run.make_model(skip_neighbor_stat)
-    run.prepare()
-    if output is not None:
-        text = json.dumps(run.normalised, indent=2) + "\n"
-        atomic_write(Path(output), lambda path: path.write_text(text, encoding="utf-8"))
-    return run.go(stop_at)
+    # What is wrong with an input is said before a framework is loaded; by one of several processes.
+    alone = os.environ.get("WORLD_SIZE", "").strip() in ("", "1")
+    inp = load_input(input_path) if alone else None
+    trainer = get_trainer(backend)
+    with trainer.join(device) as world, listening(world, everyone=all_ranks_log):
+        with world.agreement("reading the input"):
+            inp = load_input(input_path) if inp is None else inp
+            if world.chief:
+                for note in inp.notes:
+                    logger.warning("%s", note)
+                path = None if isinstance(input_path, Mapping) else input_path
+                check_places(inp, input_path=path, output=output)
+            run = _Run(inp, trainer, device, world)
+        run.find_start(restart, init_model)
+        run.open_data()
+        run.make_model(skip_neighbor_stat)
+        run.prepare()
+        with world.agreement("writing the normalised input"):
+            if output is not None and world.chief:
+                text = json.dumps(run.normalised, indent=2) + "\n"
+                atomic_write(Path(output), lambda path: path.write_text(text, encoding="utf-8"))
+        return run.go(stop_at)
 
 
 class _Run:
-    """What a run is made of, in the order in which it is put together."""
+    """What a run is made of, in the order in which it is put together; the methods are collective."""
 
-    def __init__(self, inp: Input, trainer: Any, device: str | None) -> None:
-        self.inp, self.trainer, self.device = inp, trainer, device
+    def __init__(self, inp: Input, trainer: Any, device: str | None, world: World) -> None:
+        self.inp, self.trainer, self.device, self.world = inp, trainer, device, world
         if inp.training.enable_compile and not trainer.compiles_training:
             raise InputError(
                 f"training.enable_compile needs the backend pt_expt, and this run is on {trainer.name}: add "
                 "--backend pt_expt (or set DP_BACKEND=pt_expt), or remove enable_compile"
             )
+        check_observers(inp.training, trainer)
         self.normalised = json.loads(json.dumps(inp.normalised))
-        self.seed, self.validation_seed = seeds(inp.training.seed)
-        self.min_nbor_dist: float | None = None
+        self.tasks = make_tasks(inp, world.size)
         self.checkpoint: Checkpoint | None = None
         """To go on from."""
-        self.origin: ModelFile | None = None
+        self.origin: Origin | None = None
         """Whose weights are the start."""
-        self.origin_name = "the checkpoint"
-        start_lr: float = inp.learning_rate.start_lr  # type: ignore[attr-defined]  # all schedules have it
-        self.loss = build_loss(inp.loss, start_lr, inp.model.output())
-        if not self.loss.terms:
-            raise InputError(
-                "loss: all prefactors are 0, so there is nothing to learn; set start_pref_e or start_pref_f"
-            )
 
-    # --- data -------------------------------------------------------------------------------------------
+    @property
+    def start(self) -> int:
+        """Steps that are done."""
+        return 0 if self.checkpoint is None else self.checkpoint.step
+
+    # --- what it begins with ----------------------------------------------------------------------------
+
+    def find_start(self, restart: str | Path | None, init_model: str | Path | None) -> None:
+        """Read the checkpoint or the model that the run begins with: the chief does, and tells the others."""
+        training, world = self.inp.training, self.world
+        found = None
+        with world.agreement("reading what the run begins with"):
+            if world.chief and restart is not None:
+                found = find_checkpoint(restart, training.save_ckpt, training.save_dir)
+            elif world.chief and init_model is not None:
+                types = next(iter(self.inp.models.values())).type_map
+                self.origin = Origin(find_model(init_model, types), str(init_model), exact=False)
+            if found is not None:
+                name = "the checkpoint"
+                self.origin = Origin(from_tree(found.model, name), name, exact=True)
+        content = {} if found is None else {name: getattr(found, name) for name in _SHARED}
+        content = shared(world, content)
+        if content:
+            self.checkpoint = found if found is not None else Checkpoint(model={}, state={}, **content)
+        seed = training.seed
+        if seed is None:
+            (seed,) = world.integers([int.from_bytes(os.urandom(7))])
+        self.seed, self.validation_seed = seeds(seed)
+        self.task_seed = self.seed if isinstance(self.seed, tuple) else (self.seed,)
+        if self.checkpoint is not None and self.checkpoint.random.get("seed"):
+            self.task_seed = tuple(self.checkpoint.random["seed"])
 
     def open_data(self) -> None:
         """Open and check all systems, and fix the length of the run."""
+        with self.world.agreement("opening the data"):
+            for task in self.tasks.values():
+                task.open_data()
+        self.length = length_of(self.inp, self.tasks, self.world)
+        self.num_steps = self.length.num_steps
+        self.draw = TaskDraw(self.length.shares, self.task_seed)
+        self.schedule = build_schedule(self.inp.learning_rate, self.num_steps, workers=self.world.size)  # type: ignore[arg-type]  # a schedule's section
         training = self.inp.training
-        self.data = self._open(training.training_data)
-        self.data.require()
-        logger.info("%s", self.data.summary("training"))
-        self.valid = None if training.validation_data is None else self._open(training.validation_data)
-        if self.valid is not None:
-            logger.info("%s", self.valid.summary("validation"))
-        if training.numb_steps is not None:
-            self.num_steps = training.numb_steps
-        else:
-            batches = self.data.total_batches()
-            # In decimal arithmetic: 0.1 epochs of 30 batches are 3 steps, not 4.
-            self.num_steps = math.ceil(Fraction(str(training.numb_epoch)) * batches)
-            if self.num_steps >= 2**53:
-                raise InputError(
-                    f"training.numb_epoch: {training.numb_epoch:g} passes are {self.num_steps:.3g} steps; lower it"
-                )
-            logger.info("numb_epoch %g of %d batches: %d steps", training.numb_epoch, batches, self.num_steps)
-        self.schedule = build_schedule(self.inp.learning_rate, self.num_steps)  # type: ignore[arg-type]  # a schedule's section
-
-    def _open(self, section: Any) -> Dataset:
-        return Dataset.from_config(
-            section.systems,
-            rglob_patterns=section.rglob_patterns,
-            batch_size=section.batch_size,
-            auto_prob=section.auto_prob,
-            sys_probs=section.sys_probs,
-            type_map=self.inp.model.type_map,
-            labels=self.labels(),
-            min_pair_dist=getattr(section, "min_pair_dist", 0.0),
-        )
-
-    def labels(self) -> tuple[LabelRequest, ...]:
-        """What the loss, the statistics and the model read from the data."""
-        model = self.inp.model
-        found = {label.name: as_request(label) for label in self.loss.labels}
-        for name, atomic in bias_labels(model.output()).items():  # of the output bias
-            if atomic and name == "atom_ener":
-                continue  # energies of atoms are a matter of the loss alone
-            shape = model.output().shape
-            found.setdefault(name, LabelRequest(name=name, shape=shape, atomic=atomic, high_precision=not atomic))
-        (fparam, default_fparam), (charge_spin, default_charge_spin) = model.fparam(), model.charge_spin()
-        for request in standard_labels.inputs(
-            fparam_dim=fparam,
-            default_fparam=default_fparam,
-            aparam_dim=model.numb_aparam(),
-            takes_charge_spin=charge_spin,
-            default_charge_spin=default_charge_spin,
-            takes_spin=model.has_spin(),
-        ):
-            found[request.name] = request
-        return tuple(found.values())
-
-    # --- model ------------------------------------------------------------------------------------------
+        self.world.same(
+            num_steps=self.num_steps, warmup_steps=self.schedule.warmup_steps, first_step=self.start,
+            disp_freq=training.disp_freq, save_freq=training.save_freq, acc_freq=training.acc_freq,
+            **{f"probability_of_{name or 'the_task'}": edge for name, edge in zip(self.tasks, self.draw.edges, strict=True)},
+        )  # fmt: skip
 
     def make_model(self, skip_neighbor_stat: bool) -> None:
         """Build the model and give it weights: restored, taken over, or fresh with the statistics of the data."""
-        training = self.inp.training
+        models = resolve_capacities(self.inp, self.tasks, self.world, origin=self.origin, skip=skip_neighbor_stat)
+        self.normalised["model"] = self.inp.model_section(models)
         if self.checkpoint is not None:
-            self.origin = from_tree(self.checkpoint.model, self.origin_name)
-        config = self._resolve_sel(skip_neighbor_stat)
-        if self.checkpoint is not None:
-            check_same_run(self.checkpoint, self.normalised, self.num_steps)
-        model = build_model(config, seed=self.seed)
-        # One for statistics and steps: it warns once of neighbours that it cuts off.
-        self.builder = builder_of(model)
-        self.observed = observed_types(self.data, config.type_map)
-        if self.origin is not None:
-            self.model = adopt(model, self.origin.model, self.origin_name, exact=self.checkpoint is not None)
-        else:
-            cache = None
-            if training.stat_file is not None:
-                cache = StatCache(training.stat_file, model.graph_model.type_map, training.stat_file_mode)
-            self.model = fit_statistics(
-                model,
-                self.data,
-                self.builder,
-                nbatch=config.data_stat_nbatch,
-                protect=config.data_stat_protect,
-                cache=cache,
-            )
-        count = sum(int(value.size) for value in model.state().values())
-        sel = ", ".join(str(list(request.sel)) for request in model.requests())
-        kinds = " + ".join(part.environment.key for part in config.standard_parts().values())
-        logger.info("Model: %s, %d numbers, sel %s", kinds, count, sel)
-        self.loss = self.loss.bound(self.model)
-
-    def _resolve_sel(self, skip: bool) -> Any:
-        """The model section with `sel: auto` replaced by that of the origin, or by numbers from the data.
-
-        Without an origin, given numbers are compared with the data.
-        """
-        config, origin = self.inp.model, self.origin
-        capacities = config.capacities()
-        known = () if origin is None else known_capacities(origin.model)
-        values = [
-            known[k] if isinstance(each.value, str) and len(known) == len(capacities) else each.value
-            for k, each in enumerate(capacities)
-        ]
-        open_ones = any(isinstance(value, str) for value in values)
-        if self.checkpoint is not None:
-            self.min_nbor_dist = None if origin is None else origin.min_nbor_dist
-        if open_ones or not (skip or self.checkpoint is not None):
-            values = [self._count_neighbours(each, value) for each, value in zip(capacities, values, strict=True)]
-        config = config.with_capacities([(value,) if isinstance(value, int) else tuple(value) for value in values])
-        self.normalised["model"] = config.to_dict()
-        return config
-
-    def _count_neighbours(self, capacity: Capacity, value: Any) -> tuple[int, ...]:
-        """The value as numbers, compared with the data."""
-        model = self.inp.model
-        found = neighbour_statistics(
-            self.data, capacity.rcut, len(model.type_map), allow_overlap=model.tolerates_overlap(),
-            spin_scales=model.spin_scales(),
+            with self.world.agreement("comparing the input with the checkpoint"):
+                if self.world.chief:
+                    check_same_run(self.checkpoint, self.normalised, self.num_steps)
+        self.model = make_model(
+            self.inp, self.tasks, models, self.world, seed=self.seed, origin=self.origin,
+            probabilities=self.length.probabilities,
         )  # fmt: skip
-        self.min_nbor_dist = found.min_distance
-        logger.info(
-            "Neighbours within %g Å: at most %s, closest pair %.3f Å", capacity.rcut,
-            f"{list(found.by_type)} per type" if capacity.typed else found.total, found.min_distance,
-        )  # fmt: skip
-        return resolve_sel(value, found, typed=capacity.typed, name=capacity.option)
 
     # --- the loop ---------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Make the optimizer and the order of batches, restored where there is a checkpoint. Writes nothing."""
-        training, checkpoint = self.inp.training, self.checkpoint
-        self.stepper: Stepper = self.trainer.stepper(
-            self.model, self.loss, self.inp.optimizer, device=self.device, gradient_max_norm=training.gradient_max_norm,
+        """Make everything that steps need, restored where there is a checkpoint. Writes nothing."""
+        training, world = self.inp.training, self.world
+        stage = training.zero_stage
+        if stage and world.size == 1:
+            logger.warning("training.zero_stage %d: there is one process, which shares nothing; stage 0 is used", stage)
+            stage = 0
+        decay = training.ema_decay if training.enable_ema else None
+        options = StepOptions(
+            gradient_max_norm=training.gradient_max_norm,
             compile=training.enable_compile,
-        )  # fmt: skip
-        self.sampler = Sampler(self.data, seed=self.seed)
-        self.checks = None if self.valid is None else Sampler(self.valid, seed=self.validation_seed)
-        self.average = RunningMean()
-        if checkpoint is not None:
-            self.stepper.load_optimizer_state(checkpoint.optimizer)
-            restore_sampler(self.sampler, checkpoint.sampler.get("training"), "training_data")
-            if self.checks is not None and checkpoint.sampler.get("validation") is not None:
-                restore_sampler(self.checks, checkpoint.sampler["validation"], "validation_data")
-            self.average = RunningMean(checkpoint.schedule.get("average"))
-        keep = keep_count(training.max_ckpt_keep, training.ckpt_keep_ratio, self.num_steps, training.save_freq)
-        self.family = Family(training.save_ckpt, training.save_dir, keep)
+            ema_decay=decay,
+            zero_stage=stage,
+            num_steps=self.num_steps,
+            start_lr=self.schedule.start_lr,
+            frozen=frozen_paths(self.model, training.freeze_parameters),
+            tf32=training.enable_tf32,
+        )
+        losses = {name: task.loss for name, task in self.tasks.items()}
+        self.stepper = self.trainer.stepper(
+            self.model, losses, self.inp.optimizer, options=options, device=self.device, world=world
+        )
+        self.validations = self._validations()
+        self.loop = self._loop()
+        if self.checkpoint is not None:
+            self._restore(self.checkpoint, decay)
+        self.saver = self._saver(decay)
+        self.loop.save_best = self.saver.save_best
 
-    def go(self, stop_at: int | None) -> Path:
-        """Run the loop; returns the last checkpoint."""
-        training, family = self.inp.training, self.family
-        start = 0 if self.checkpoint is None else self.checkpoint.step
-        progress = Progress(self.num_steps, start_step=start, disp_freq=training.disp_freq)
-        loop = Loop(
+    def _restore(self, checkpoint: Checkpoint, decay: float | None) -> None:
+        """Optimizer, averages, batches: as they were."""
+        self.stepper.load_optimizer_state(checkpoint.optimizer)
+        ema = checkpoint.ema
+        if decay is not None and ema.get("state"):
+            if ema.get("decay") != decay and self.world.chief:
+                logger.warning("--restart: training.ema_decay is %g (was %s); the average goes on with %g", decay,
+                               ema.get("decay"), decay)  # fmt: skip
+            self.stepper.load_averaged_state(ema["state"])
+        elif self.world.chief and (decay is None) != (not ema.get("state")):
+            logger.warning(
+                "--restart: %s", "the checkpoint has no averaged weights; the average begins with its weights"
+                if decay is not None else "the averaged weights of the checkpoint end here: training.enable_ema is false",
+            )  # fmt: skip
+        with self.world.agreement("restoring the order of batches"):
+            self.loop.restore(
+                {"tasks": checkpoint.sampler.get("tasks", {}), "average": checkpoint.schedule.get("average")}
+            )
+        before = {int(each["training"]["world"]) for each in checkpoint.sampler.get("tasks", {}).values()}
+        if before - {self.world.size} and self.world.chief:
+            logger.warning(
+                "--restart: the run goes on with %d processes (was %s): a step has other batches than it would have had; "
+                "no frame is left out or comes twice", self.world.size, ", ".join(map(str, sorted(before))),
+            )  # fmt: skip
+
+    def _feed(self, name: str) -> Feed:
+        task, world = self.tasks[name], self.world
+        own, checks = self.seed, self.validation_seed
+        if name:  # tasks draw independently
+            parts = self.seed if isinstance(self.seed, tuple) else (self.seed,)
+            own = (*parts, 2, int.from_bytes(name.encode()))
+            checks = (*own, 1)
+        validation = task.given.data.validation_data
+        return Feed(
+            builder=task.builder,
+            atomic_labels=frozenset(label.name for label in task.labels() if label.atomic),
+            training=Sampler(task.data, own, world.rank, world.size),
+            validation=None if task.valid is None else Sampler(task.valid, checks, world.rank, world.size),
+            validation_batches=0 if validation is None else validation.numb_btch,
+        )
+
+    def _loop(self) -> Loop:
+        training = self.inp.training
+        return Loop(
             stepper=self.stepper,
-            builder=self.builder,
-            atomic_labels=frozenset(label.name for label in self.labels() if label.atomic),
-            training=self.sampler,
-            validation=self.checks,
-            validation_batches=0 if training.validation_data is None else training.validation_data.numb_btch,
+            tasks={name: self._feed(name) for name in self.tasks},
+            draw=self.draw,
+            accumulate=training.acc_freq,
             schedule=self.schedule,
             num_steps=self.num_steps,
             disp_freq=training.disp_freq,
             save_freq=training.save_freq,
             disp_avg=training.disp_avg,
-            curve=LearningCurve(training.disp_file, restored_step=None if self.checkpoint is None else start),
-            display=progress,
-            save=lambda step: self._save(step, loop.average),
-            average=self.average,
-        )  # fmt: skip
-        if self.checkpoint is not None and start >= self.num_steps:
-            logger.info("All %d steps are done: nothing is left to do", self.num_steps)
-        with save_and_leave() as request, progress:
-            # A checkpoint that was restored from another place is not one of this run's files yet.
-            saved = self.checkpoint is not None and family.path(start).is_file()
-            finished = loop.go(start, stop_at, request, saved=saved)
-        if finished < self.num_steps:
-            why = f"{request.name} came" if request.name else "--stop-at"
-            link = family.link
-            logger.info(
-                "Stopped after %d of %d steps (%s); go on with --restart %s", finished, self.num_steps, why, link
-            )
-        return family.path(finished)
-
-    def _save(self, step: int, average: RunningMean) -> None:
-        model = self.stepper.model()
-        state = model.state()
-        bad = [name for name, value in state.items() if not np.isfinite(value).all()]
-        if bad:
-            first = 0 if self.checkpoint is None else self.checkpoint.step
-            why = "Lower learning_rate.start_lr, or set training.gradient_max_norm"
-            if step == first:  # nothing was learned yet
-                why = "Look for wrong frames in the data, and for wrong values in the model that was the start"
-            raise NonFiniteError(
-                f"after step {step} the model holds NaN or infinite numbers in {', '.join(bad[:8])}; that was not saved. "
-                f"{why}"
-            )
-        section = self.normalised["model"]
-        file = ModelFile(
-            model=model, definition={**section, "info": {**section["info"], "observed_type": self.observed}}, min_nbor_dist=self.min_nbor_dist,
-            provenance={"dpmodel_input": self.normalised},
-        )  # fmt: skip
-        checkpoint = Checkpoint(
-            step=step,
-            model=to_tree(file),
-            state=state,
-            optimizer=self.stepper.optimizer_state(),
-            schedule={"num_steps": self.num_steps, "average": average.state()},
-            sampler={
-                "training": self.sampler.state(),
-                "validation": None if self.checks is None else self.checks.state(),
-            },
-            input=self.normalised,
-            versions={"dpmodel": __version__, **self.trainer.versions()},
+            curve=None,
+            display=Progress(
+                self.num_steps, start_step=self.start, disp_freq=training.disp_freq, enabled=self.world.chief
+            ),
+            save=self._save,
+            validations=self.validations,
+            world=self.world,
+            stopped_early=any(each.patience is not None and each.since >= each.patience for each in self.validations),
         )
-        path = self.family.save(step, checkpoint.save)
-        logger.info("Saved model to %s", path)
+
+    def _validations(self) -> list[FullValidation]:
+        """Full validation, of the weights and of their average."""
+        options, checkpoint = self.inp.validating, self.checkpoint
+        switches = {False: options.full_validation, True: options.ema_full_validation}
+        wanted = [averaged for averaged, on in switches.items() if on]
+        if not wanted or first_step(options.full_val_start, self.num_steps) is None:
+            return []
+        models = by_task(self.model)
+        tasks = {
+            name: ValidationTask(
+                model=models[name], data=task.given.data.validation_data, loss=task.given.loss,  # type: ignore[arg-type]  # a loss's section
+                weight=self.length.probabilities[name],
+            )
+            for name, task in self.tasks.items()
+            if task.given.data.validation_data is not None
+        }  # fmt: skip
+        before = {False: {}, True: {}} if checkpoint is None else {
+            False: checkpoint.validation, True: checkpoint.ema.get("validation", {})
+        }  # fmt: skip
+        return [
+            FullValidation(
+                options, tasks, backend=self.trainer, world=self.world, num_steps=self.num_steps,
+                save_ckpt=self.inp.training.save_ckpt, averaged=averaged, state=before[averaged],
+                restored_step=None if checkpoint is None else checkpoint.step,
+            )
+            for averaged in wanted
+        ]  # fmt: skip
+
+    def _saver(self, decay: float | None) -> Saver:
+        training = self.inp.training
+
+        def keep(count: int) -> int:
+            return keep_count(count, training.ckpt_keep_ratio, self.num_steps, training.save_freq)
+
+        averaged = None
+        if decay is not None:
+            own = training.max_ckpt_keep if training.ema_ckpt_keep is None else training.ema_ckpt_keep
+            averaged = averaged_family(self.inp, keep(own))
+        return Saver(
+            world=self.world,
+            stepper=self.stepper,
+            tasks=self.tasks,
+            normalised=self.normalised,
+            num_steps=self.num_steps,
+            versions=self.trainer.versions(),
+            family=regular_family(self.inp, keep(training.max_ckpt_keep)),
+            averaged=averaged,
+            ema_decay=decay,
+            first_step=self.start,
+            bias_changed=self.checkpoint is not None and bool(self.checkpoint.schedule.get("bias_changed")),
+            seed=self.task_seed if len(self.tasks) > 1 else (),
+            progress=self.loop.state,
+            validation=self._validation_state,
+        )
+
+    def _save(self, step: int) -> None:
+        self.saver.save(step)
+
+    def _validation_state(self, averaged: bool) -> dict[str, Any]:
+        return next((each.state() for each in self.validations if each.averaged is averaged), {})
+
+    def go(self, stop_at: int | None) -> Path:
+        """Run the loop; returns the last checkpoint."""
+        training, world, saver, start = self.inp.training, self.world, self.saver, self.start
+        restored = None if self.checkpoint is None else start
+        with contextlib.ExitStack() as stack:
+            with world.agreement("opening the files of the run"):
+                if world.chief:
+                    self.loop.curve = LearningCurve(training.disp_file, restored_step=restored)
+                    self.loop.observers = make_observers(
+                        training, self.trainer, restored_step=restored, validations=self.validations
+                    )
+                    for observer in self.loop.observers:
+                        stack.callback(observer.close)
+                    for validation in self.validations:
+                        validation.begin()
+            if self.checkpoint is not None and start >= self.num_steps:
+                logger.info("All %d steps are done: nothing is left to do", self.num_steps)
+            request = stack.enter_context(save_and_leave(several=world.size > 1))
+            stack.enter_context(self.loop.display)  # type: ignore[arg-type]  # Progress
+            # A checkpoint that was restored from another place is not one of this run's files yet.
+            files = [saver.family] if saver.averaged is None else [saver.family, saver.averaged]
+            (saved,) = world.integers(
+                [self.checkpoint is not None and all(each.path(start).is_file() for each in files)]
+            )
+            finished = self.loop.go(start, None if stop_at is None else stop_at, request, saved=bool(saved))
+        ended = finished >= self.num_steps or self.loop.stopped_early
+        if not ended:
+            why = f"{request.name} came" if request.name else "--stop-at"
+            logger.info(
+                "Stopped after %d of %d steps (%s); go on with --restart %s", finished, self.num_steps, why,
+                saver.family.link,
+            )  # fmt: skip
+        elif self.loop.stopped_early:
+            logger.info("Stopped after %d of %d steps: validation has not become better", finished, self.num_steps)
+        if ended and training.change_bias_after_training and finished and (finished > start or not saver.bias_changed):
+            self._change_bias(finished)
+        return saver.family.path(finished)
+
+    def _change_bias(self, step: int) -> None:
+        """Fit the output bias to the training data, and write both checkpoints again."""
+        before: Any = self.stepper.model()
+        model = before
+        with self.world.agreement("fitting the output bias"):
+            if self.world.chief:
+                model = change_biases(
+                    before,
+                    {name: task.data for name, task in self.tasks.items()},
+                    nbatch={name: task.given.model.data_stat_nbatch for name, task in self.tasks.items()},
+                    backend=self.trainer.name,
+                    device=self.device,
+                )
+                for (name, old), new in zip(by_task(before).items(), by_task(model).values(), strict=True):
+                    logger.info(
+                        "The output bias%s was fitted to the training data; the largest change is %.4g",
+                        f" of {name}" if name else "", abs(bias_of(new) - bias_of(old)).max(),
+                    )  # fmt: skip
+        # The others get its numbers, so that all go on with the same model.
+        model = shared_weights(self.world, model)
+        self.stepper.load_buffers(model)
+        self.saver.bias_changed = True
+        self.saver.save(step)
+
+
+_SHARED = ("step", "optimizer", "schedule", "sampler", "random", "ema", "validation", "input")
+"""What other processes need of a checkpoint."""

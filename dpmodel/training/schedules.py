@@ -28,7 +28,16 @@ from functools import partial
 from dpmodel.config import Config, at_least, option, positive
 from dpmodel.errors import InputError
 
-__all__ = ["CONFIGS", "CosineConfig", "ExpConfig", "Schedule", "ScheduleConfig", "WsdConfig", "build_schedule"]
+__all__ = [
+    "CONFIGS",
+    "CosineConfig",
+    "ExpConfig",
+    "Schedule",
+    "ScheduleConfig",
+    "WsdConfig",
+    "build_schedule",
+    "worker_scale",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -148,13 +157,18 @@ def build_schedule(config: ScheduleConfig, num_steps: int, *, workers: int = 1) 
         raise InputError(
             f"learning_rate: a warm-up of {warmup} steps must be shorter than the run of {num_steps}; lower it"
         )
-    scale = {"linear": float(workers), "sqrt": math.sqrt(workers)}.get(config.scale_by_worker or "none", 1.0)
+    scale = worker_scale(config, workers)
     start, stop = config.start_lr * scale, _stop_lr(config) * scale
     if stop > start:
         logger.warning("learning_rate: stop_lr %g is above start_lr %g: the rate grows during the run", stop, start)
     return Schedule(
         start, stop, num_steps, warmup, config.warmup_start_factor, _decay(config, start, stop, num_steps, warmup)
     )
+
+
+def worker_scale(config: ScheduleConfig, workers: int) -> float:
+    """What all rates of the section are multiplied by on so many processes."""
+    return {"linear": float(workers), "sqrt": math.sqrt(workers)}.get(config.scale_by_worker or "none", 1.0)
 
 
 def _check_options(config: ScheduleConfig) -> None:

@@ -10,8 +10,8 @@
                 break
 
 SIGINT (Ctrl-C), SIGTERM (batch systems at the time limit) and SIGUSR1 (their warning before it) only set the name. A
-second Ctrl-C raises KeyboardInterrupt at once. With several processes the caller has to agree on a step: signals do not
-reach all of them at the same one.
+second Ctrl-C raises KeyboardInterrupt at once. With several processes the caller has to agree on a step (see
+`dpmodel.training.agree`): signals do not reach all of them at the same one.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ SIGNALS: tuple[signal.Signals, ...] = tuple(
 )
 """The signals that this system has of SIGINT, SIGTERM, SIGUSR1."""
 
+PATIENCE = 2.0
+"""Seconds within which a Ctrl-C to several processes counts once."""
+
 
 @dataclass
 class Request:
@@ -43,8 +47,11 @@ class Request:
 
 
 @contextmanager
-def save_and_leave() -> Iterator[Request]:
+def save_and_leave(*, several: bool = False) -> Iterator[Request]:
     """Turn the signals into a request while the block runs; afterwards they do what they did before.
+
+    several: the process is one of several, whose launcher passes a Ctrl-C on that came from the terminal as well: a second
+    one within two seconds is the same.
 
     Outside the main thread nothing is installed (Python handles signals there only) and the request stays empty. An
     ignored SIGINT, as in a shell's background jobs, stays ignored.
@@ -53,13 +60,16 @@ def save_and_leave() -> Iterator[Request]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    interrupts = 0
+    interrupted: float | None = None
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        nonlocal interrupts
-        interrupts += number == signal.SIGINT
-        if interrupts > 1:
-            raise KeyboardInterrupt
+        nonlocal interrupted
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            if interrupted is None:
+                interrupted = now
+            elif not several or now - interrupted > PATIENCE:
+                raise KeyboardInterrupt
         if not request.name:
             request.name = signal.Signals(number).name
             _say(f"{request.name}: saving a checkpoint after this step, then leaving. Ctrl-C again leaves at once.\n")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,24 +10,24 @@ from typing import Any
 import numpy as np
 
 from dpmodel.config import Config
-from dpmodel.data import Dataset, Sampler
-from dpmodel.errors import DPError, InputError, ModelFileError
+from dpmodel.data import Dataset
+from dpmodel.errors import InputError, ModelFileError
 from dpmodel.files.model_file import ModelFile, read_model
-from dpmodel.input.sections import TrainingConfig
 from dpmodel.models import Model
+from dpmodel.models.multi_task import MultiTask
 from dpmodel.op import Kind, Op, children
 from dpmodel.statistics.cache import by_atomic_number
 from dpmodel.training.checkpoint import Checkpoint
-from dpmodel.training.rotation import SUFFIX, Family, latest
+from dpmodel.training.rotation import Family, latest
+from dpmodel.training.share import empty_types, with_empty_types
 
 __all__ = [
     "adopt",
-    "check_places",
+    "by_task",
     "check_same_run",
     "find_checkpoint",
     "find_model",
     "observed_types",
-    "restore_sampler",
     "seeds",
 ]
 
@@ -48,11 +46,21 @@ _FREE = frozenset(
 )
 """Options of the model section that mean nothing once weights and statistics are there."""
 
-_OF_THE_RUN = ("gradient_max_norm", "disp_avg", "training_data", "validation_data")
+_OF_THE_RUN = (
+    "gradient_max_norm",
+    "disp_avg",
+    "training_data",
+    "validation_data",
+    "data_dict",
+    "model_prob",
+    "num_epoch_dict",
+    "acc_freq",
+    "freeze_parameters",
+)
 """Options of the training section that change numbers of the run."""
 
-_PLACES = frozenset(("systems", "rglob_patterns"))
-"""Where the data is; whether it is the same is checked by what it holds."""
+_PLACES = frozenset(("systems", "rglob_patterns", "stat_file", "stat_file_mode"))
+"""Where the data is (whether it is the same is checked by what it holds), and where its statistics were kept."""
 
 _CHOSEN_ANEW = frozenset(("sel", "seed", "trainable", "precision"))
 """Options that may differ from those of the model whose weights are taken; `sel` is compared by itself."""
@@ -110,11 +118,11 @@ def check_same_run(checkpoint: Checkpoint, normalised: Mapping[str, Any], num_st
         )
     former = checkpoint.schedule.get("num_steps", num_steps)
     other = [] if former == num_steps else [f"the run has {num_steps} steps (was {former})"]
-    for name in ("learning_rate", "loss", "optimizer"):
-        other += _differences(checkpoint.input.get(name, {}), normalised[name], name)
+    for name in ("learning_rate", "loss", "loss_dict", "optimizer"):
+        other += _differences(checkpoint.input.get(name, {}), normalised.get(name, {}), name)
     training, now = checkpoint.input.get("training", {}), normalised["training"]
     for name in _OF_THE_RUN:
-        if name in training:
+        if name in training and name in now:
             other += _differences(training[name], now[name], f"training.{name}", free=_PLACES)
     if other:
         logger.warning(
@@ -133,105 +141,58 @@ def adopt(model: Model, other: Any, where: str, *, exact: bool) -> Model:
     Types and pairs of types that are left out are those of the input; biases are those of the other, whatever the
     input presets. Raises ModelFileError where the two do not fit.
     """
-    if tuple(other.type_map) != tuple(model.type_map):
+    its, ours = by_task(other), by_task(model)
+    if list(its) != list(ours):
         raise ModelFileError(
-            f"{where} has type_map {list(other.type_map)}, the input has {list(model.type_map)}; they must be equal"
+            f"{where} has {_task_names(its)}, the input has {_task_names(ours)}; they must be equal. To begin with parts of "
+            "it, use --finetune"
         )
-    if other.requests() != model.requests():
-        raise ModelFileError(
-            f"{where} has other cutoffs or sel ({_shown(other)}) than the input ({_shown(model)}); make them equal"
-        )
-    own = model.state()
+    for name, own in ours.items():
+        place = f"{where}, task {name}," if name else where
+        if tuple(its[name].type_map) != tuple(own.type_map):
+            raise ModelFileError(
+                f"{place} has type_map {list(its[name].type_map)}, the input has {list(own.type_map)}; they must be equal"
+            )
+        if its[name].requests() != own.requests():
+            raise ModelFileError(
+                f"{place} has other cutoffs or sel ({_shown(its[name])}) than the input ({_shown(own)}); make them equal"
+            )
+    numbers = model.state()
     state = {name: np.asarray(value) for name, value in other.state().items()}
     if exact:
-        wrong = [name for name, value in state.items() if name in own and value.dtype != own[name].dtype]
+        wrong = [name for name, value in state.items() if name in numbers and value.dtype != numbers[name].dtype]
         if wrong:
             raise ModelFileError(
-                f"{where} holds {wrong[0]} in {state[wrong[0]].dtype}, the run would use {own[wrong[0]].dtype}: set "
+                f"{where} holds {wrong[0]} in {state[wrong[0]].dtype}, the run would use {numbers[wrong[0]].dtype}: set "
                 "DP_INTERFACE_PREC as it was, or begin a new run with --init-model"
             )
     try:
         found = model.with_state(
-            {name: value.astype(own[name].dtype) if name in own else value for name, value in state.items()}
+            {name: value.astype(numbers[name].dtype) if name in numbers else value for name, value in state.items()}
         )
     except ValueError as problem:
         raise ModelFileError(f"{where} does not fit the model section of the input: {problem}") from problem
-    found = _empty_types(found, other)
+    found = with_empty_types(found, empty_types(other))
     changes = list(_differences(_options(other), _options(model), "", free=_CHOSEN_ANEW))
     if changes:
         logger.warning(
             "%s was made with other options than the input has, which are used: %s", where, "; ".join(changes)
         )
-    if not exact and getattr(other, "preset_out_bias", None) != getattr(model, "preset_out_bias", None):
+    presets = [[getattr(each, "preset_out_bias", None) for each in both.values()] for both in (its, ours)]
+    if not exact and presets[0] != presets[1]:
         logger.warning(
             "%s was made with another preset_out_bias than the input has; the output bias stays as it is there", where
         )
     return found
 
 
-def _empty_types(model: Any, other: Any) -> Any:
-    """A copy of `model` whose empty slots count as the types that those of `other`, of the same shape, count as."""
-    changes: dict[str, Any] = {}
-    for name, kind in model.fields():
-        own, its = getattr(model, name), getattr(other, name)
-        if name == "empty_type":
-            changes[name] = its
-        elif kind is Kind.CHILD and isinstance(own, tuple):
-            changes[name] = tuple(_empty_types(a, b) for a, b in zip(own, its, strict=True))
-        elif kind is Kind.CHILD and own is not None:
-            changes[name] = _empty_types(own, its)
-    return model.replace(**changes)
+def by_task(model: Any) -> dict[str, Model]:
+    """The models of several tasks, or the one of the task ""."""
+    return model.models() if isinstance(model, MultiTask) else {"": model}
 
 
-def check_places(
-    training: TrainingConfig, *, input_path: str | os.PathLike[str] | None = None, output: str | Path | None = None
-) -> None:
-    """Raise InputError where the run could not write its files, or would write two to one place.
-
-    Folders need not exist yet, except that of `output`. input_path: the input file, which nothing may overwrite.
-    """
-    names = {"training.save_ckpt": training.save_ckpt, "training.disp_file": training.disp_file}
-    names |= {} if output is None else {"--output": str(output)}
-    for name, value in names.items():
-        if not Path(value).name:
-            raise InputError(f"{name}: expected the name of a file, got {value!r}")
-        if name != "training.save_ckpt" and Path(value).is_dir():
-            raise InputError(f"{name}: {value} is a folder; give the name of a file")
-    family = Family(training.save_ckpt, training.save_dir)
-    files = {"training.save_ckpt": family.link, "training.disp_file": Path(training.disp_file)}
-    if training.stat_file is not None:
-        files["training.stat_file"] = Path(training.stat_file)
-    places = {name: path.parent for name, path in files.items()} | {"training.save_dir": family.folder}
-    if training.stat_file_mode == "read":
-        places.pop("training.stat_file", None)
-    if output is not None:
-        files["--output"] = Path(output)
-        places["--output"] = Path(output).parent
-        if not Path(output).parent.exists():
-            raise InputError(f"--output: there is no folder {Path(output).parent}; make it, or choose another place")
-    for name, folder in places.items():
-        existing = next((path for path in (folder, *folder.parents) if path.exists()), Path())
-        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            what = "is no folder" if not existing.is_dir() else "may not be written to"
-            raise InputError(f"{name}: {existing} {what}; choose another place for the files of the run")
-    if family.pointer is not None:
-        files["the file that names the newest checkpoint"] = Path(family.pointer)
-    if input_path is not None:
-        files["the input file"] = Path(input_path)
-    _check_apart(files, family)
-
-
-def _check_apart(files: Mapping[str, Path], family: Family) -> None:
-    """Raise InputError where two of the files are one, or one of them is a numbered checkpoint."""
-    taken: dict[Path, str] = {}
-    for name, path in files.items():
-        # As it is written, and where it leads: the name of the checkpoints is a link to the newest.
-        for place in dict.fromkeys((path.parent.resolve() / path.name, path.resolve())):
-            if (other := taken.setdefault(place, name)) != name:
-                raise InputError(f"{name}: {path} is also {other}; choose another place for one of them")
-        numbered = re.fullmatch(rf"{re.escape(family.link.stem)}-\d+{re.escape(SUFFIX)}", path.resolve().name)
-        if name != "training.save_ckpt" and numbered and path.resolve().parent == family.folder.resolve():
-            raise InputError(f"{name}: {path} is the name of a checkpoint of training.save_ckpt; choose another")
+def _task_names(models: Mapping[str, Model]) -> str:
+    return "a single task" if list(models) == [""] else f"the tasks {', '.join(models)}"
 
 
 def observed_types(data: Dataset, type_map: Sequence[str]) -> list[str]:
@@ -243,14 +204,6 @@ def observed_types(data: Dataset, type_map: Sequence[str]) -> list[str]:
         for first in range(0, count, 100):
             seen.update(np.unique(system.batch(np.arange(first, min(first + 100, count))).atype).tolist())
     return by_atomic_number(type_map[t] for t in seen if t >= 0)
-
-
-def restore_sampler(sampler: Sampler, state: Any, name: str) -> None:
-    """Go on with the batches of a checkpoint. Raises InputError or ModelFileError naming the section."""
-    try:
-        sampler.restore({} if state is None else state)
-    except DPError as problem:
-        raise type(problem)(f"--restart: training.{name}: {problem}") from problem
 
 
 def seeds(seed: int | tuple[int, ...] | None) -> tuple[Any, Any]:

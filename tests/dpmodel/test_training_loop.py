@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,8 @@ import pytest
 from dpmodel.data.system import Batch
 from dpmodel.geometry.build import GraphBuilder
 from dpmodel.graph import NeighbourRequest
-from dpmodel.training.batches import prepare
+from dpmodel.training.batches import Prepared, prepare
+from dpmodel.training.feed import Feed
 from dpmodel.training.lcurve import LearningCurve, read_lcurve
 from dpmodel.training.loop import Loop, RunningMean
 from dpmodel.training.signals import Request
@@ -45,17 +46,21 @@ class Steps:
 
     def __init__(self) -> None:
         self.rates: list[float] = []
+        self.sizes: list[list[int]] = []
+        self.tasks: list[str] = []
 
-    def step(self, graph: Any, labels: Mapping[str, Any], found: Mapping[str, float], lr: float) -> Callable[[], Any]:
+    def step(self, batches: Sequence[Prepared], lr: float, task: str = "") -> Callable[[], Any]:
         self.rates.append(lr)
-        n = int(graph.natoms[0])
-        assert labels["energy"][0, 0] == n and found == {"energy": 1.0}
+        self.sizes.append([int(batch.graph.natoms[0]) for batch in batches])
+        self.tasks.append(task)
+        n = self.sizes[-1][-1]
+        assert batches[-1].labels["energy"][0, 0] == n and batches[-1].found == {"energy": 1.0}
         if n == 13:
             raise NonFiniteError("the gradient is not finite in w")
         return lambda: {"rmse": math.nan if n == 3 else float(n)}
 
-    def measure(self, graph: Any, labels: Any, found: Any, lr: float) -> dict[str, float]:
-        return {"rmse": float(graph.natoms[0])}
+    def measure(self, batch: Prepared, lr: float, task: str = "") -> dict[str, float]:
+        return {"rmse": float(batch.graph.natoms[0])}
 
 
 class Shown:
@@ -70,11 +75,15 @@ class Shown:
         self.rows.append(step)
 
 
+def feed(**more: Any) -> Feed:
+    return Feed(builder=BUILDER, atomic_labels=frozenset(), training=Frames(), **more)  # type: ignore[arg-type]
+
+
 def make(tmp_path: Path, **changes: Any) -> tuple[Loop, list[int]]:
     saved: list[int] = []
+    checks = {name: changes.pop(name) for name in ("validation", "validation_batches") if name in changes}
     options: dict[str, Any] = {
-        "stepper": Steps(), "builder": BUILDER, "atomic_labels": frozenset(), "training": Frames(), "validation": None,
-        "validation_batches": 0, "schedule": SimpleNamespace(lr=lambda step: 1.0 / (1 + step)), "num_steps": 10,
+        "stepper": Steps(), "tasks": {"": feed(**checks)}, "schedule": SimpleNamespace(lr=lambda step: 1.0 / (1 + step)), "num_steps": 10,
         "disp_freq": 4, "save_freq": 3, "disp_avg": False, "curve": LearningCurve(tmp_path / "lcurve.out"),
         "display": Shown(), "save": saved.append, **changes,
     }  # fmt: skip
@@ -97,7 +106,7 @@ def test_means_leave_out_what_has_no_label(tmp_path: Path) -> None:
     loop, _ = make(tmp_path, disp_avg=True, num_steps=9)
     loop.go(0, None, Request())
     assert list(read_lcurve(tmp_path / "lcurve.out")["rmse_trn"]) == [1, 3, 6.5]  # (2 + 4) / 2, (5 + 6 + 7 + 8) / 4
-    assert loop.average.state() == {"rmse": [9.0, 1.0]}
+    assert loop.averages[""].state() == {"rmse": [9.0, 1.0]}
     assert RunningMean({"rmse": [0.0, 0.0]}).means()["rmse"] != 0
 
 
@@ -124,7 +133,7 @@ def test_a_request_ends_after_the_step(tmp_path: Path) -> None:
     loop.display.advance = lambda step: setattr(request, "name", "SIGTERM" if step == 5 else "")
     assert loop.go(0, None, request) == 5
     assert saved == [5]
-    assert loop.training.drawn == 5
+    assert loop.tasks[""].training.drawn == 5
     request.name = "SIGINT"  # before the first step
     loop, saved = make(tmp_path)
     assert loop.go(0, None, request) == 0

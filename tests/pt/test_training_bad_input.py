@@ -214,7 +214,7 @@ def test_seeds(workshop: Any, seed: Any) -> None:
     one, two = (Checkpoint.load(train(data, stop_at=2)) for _ in range(2))
     equal = all(np.array_equal(one.state[name], two.state[name]) for name in one.state)
     assert equal == (seed is not None)
-    assert one.sampler["training"]["seed"] != one.sampler["validation"]["seed"]
+    assert one.sampler["tasks"][""]["training"]["seed"] != one.sampler["tasks"][""]["validation"]["seed"]
 
 
 def test_notes_are_logged_once(workshop: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -279,8 +279,8 @@ def test_a_restart_may_go_further_and_says_what_changed(workshop: Any, caplog: p
     caplog.clear()
     data["training"] |= {"seed": 6, "gradient_max_norm": 2.0, "disp_avg": True, "numb_steps": 17}
     data["training"]["training_data"]["auto_prob"] = "prob_uniform"
-    before = Checkpoint.load("model.ckpt-16.dp").sampler["training"]["seed"]
-    after = Checkpoint.load(train(data, restart="model.ckpt")).sampler["training"]["seed"]
+    before = Checkpoint.load("model.ckpt-16.dp").sampler["tasks"][""]["training"]["seed"]
+    after = Checkpoint.load(train(data, restart="model.ckpt")).sampler["tasks"][""]["training"]["seed"]
     assert after == before
     assert "training.seed is 6 (was 5); that of the checkpoint goes on" in caplog.text
     for name in ("gradient_max_norm is 2.0", "disp_avg is True", "training_data.auto_prob is 'prob_uniform'"):

@@ -1,0 +1,39 @@
+"""Which parameters `training.freeze_parameters` means."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any
+
+from dpmodel.errors import InputError
+from dpmodel.models.multi_task import MultiTask
+from dpmodel.op import Kind, paths_of, walk
+
+__all__ = ["frozen_paths"]
+
+
+def frozen_paths(model: Any, patterns: Sequence[str]) -> tuple[str, ...]:
+    """First paths of the parameters that match a pattern by any of their paths, in the model's order.
+
+    Of several tasks a path begins with `tasks.<number>.` or, in patterns, with the task's name and a dot. A part that
+    tasks share is frozen for all of them.
+
+    Raises InputError for a pattern that matches no parameter.
+    """
+    if not patterns:
+        return ()
+    trained = {path for path, kind, _, _ in walk(model) if kind is Kind.PARAM}
+    names = model.names if isinstance(model, MultiTask) else ()
+    found: dict[str, None] = {}
+    parameters = [paths for _, paths in paths_of(model).values() if paths[0] in trained]
+    for pattern in patterns:
+        task, dot, rest = pattern.partition(".")
+        own = f"tasks.{names.index(task)}.{rest}" if dot and task in names else pattern
+        matched = [paths[0] for paths in parameters if any(fnmatch.fnmatchcase(path, own) for path in paths)]
+        if not matched:
+            examples = ", ".join(paths[0] for paths in parameters[:3])
+            raise InputError(f"training.freeze_parameters: {pattern!r} matches no parameter; they are {examples}, ...")
+        found |= dict.fromkeys(matched)
+    order = [paths[0] for paths in parameters]
+    return tuple(path for path in order if path in found)

@@ -1,0 +1,140 @@
+"""The tasks of a run before it starts: losses, data, and how much of it there is."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from dpmodel.data import Dataset, LabelRequest
+from dpmodel.data import labels as standard_labels
+from dpmodel.data.labels import as_request
+from dpmodel.errors import InputError
+from dpmodel.geometry.build import GraphBuilder
+from dpmodel.input import Input
+from dpmodel.input.load import TaskInput
+from dpmodel.losses import build_loss
+from dpmodel.models.config import ModelSection
+from dpmodel.statistics.fit import bias_labels
+from dpmodel.training.length import RunLength, run_length
+from dpmodel.training.schedules import worker_scale
+from dpmodel.training.world import World
+
+__all__ = ["Task", "length_of", "make_tasks"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Task:
+    """One task; a run of one has that of the name ""."""
+
+    name: str
+    given: TaskInput
+    loss: Any
+    data: Dataset = dataclasses.field(init=False)
+    valid: Dataset | None = dataclasses.field(init=False, default=None)
+    builder: GraphBuilder = dataclasses.field(init=False)
+    """One for statistics and steps: it warns once of neighbours that it cuts off."""
+    observed: list[str] = dataclasses.field(init=False, default_factory=list)
+    """Symbols of the types that the data has."""
+    min_nbor_dist: float | None = None
+    """Of the training data, Å; where it was looked at."""
+
+    @property
+    def place(self) -> str:
+        """The section that its data are in."""
+        return f"training.data_dict.{self.name}" if self.name else "training"
+
+    def title(self, what: str) -> str:
+        """Of a table in the log."""
+        return f"{self.name}, {what}" if self.name else what
+
+    def open_data(self) -> None:
+        """Open and check all systems. Raises DataError, InputError."""
+        self.data = self._open(self.given.data.training_data)
+        self.data.require()
+        logger.info("%s", self.data.summary(self.title("training")))
+        if self.given.data.validation_data is not None:
+            self.valid = self._open(self.given.data.validation_data)
+            logger.info("%s", self.valid.summary(self.title("validation")))
+
+    def labels(self) -> tuple[LabelRequest, ...]:
+        """What the loss, the statistics and the model read from the data."""
+        return labels_of(self.given.model, self.loss)
+
+    def _open(self, section: Any) -> Dataset:
+        return Dataset.from_config(
+            section.systems,
+            rglob_patterns=section.rglob_patterns,
+            batch_size=section.batch_size,
+            auto_prob=section.auto_prob,
+            sys_probs=section.sys_probs,
+            type_map=self.given.model.type_map,
+            labels=self.labels(),
+            min_pair_dist=getattr(section, "min_pair_dist", 0.0),
+        )
+
+
+def make_tasks(inp: Input, workers: int = 1) -> dict[str, Task]:
+    """The tasks of an input, without data yet. Raises InputError for a loss that learns nothing."""
+    rates: Any = inp.learning_rate  # of one of the schedules
+    start_lr = rates.start_lr * worker_scale(rates, workers)
+    tasks = {}
+    for name, given in inp.tasks.items():
+        loss = build_loss(given.loss, start_lr, given.model.output())
+        if not loss.terms:
+            raise InputError(
+                f"{f'loss_dict.{name}' if name else 'loss'}: all prefactors are 0, so there is nothing to learn; set "
+                "start_pref_e or start_pref_f"
+            )
+        tasks[name] = Task(name=name, given=given, loss=loss)
+    return tasks
+
+
+def labels_of(model: ModelSection, loss: Any) -> tuple[LabelRequest, ...]:
+    """What a loss, the statistics and a model read from the data."""
+    found = {label.name: as_request(label) for label in loss.labels}
+    for name, atomic in bias_labels(model.output()).items():  # of the output bias
+        if atomic and name == "atom_ener":
+            continue  # energies of atoms are a matter of the loss alone
+        shape = model.output().shape
+        found.setdefault(name, LabelRequest(name=name, shape=shape, atomic=atomic, high_precision=not atomic))
+    (fparam, default_fparam), (charge_spin, default_charge_spin) = model.fparam(), model.charge_spin()
+    for request in standard_labels.inputs(
+        fparam_dim=fparam,
+        default_fparam=default_fparam,
+        aparam_dim=model.numb_aparam(),
+        takes_charge_spin=charge_spin,
+        default_charge_spin=default_charge_spin,
+        takes_spin=model.has_spin(),
+    ):
+        found[request.name] = request
+    return tuple(found.values())
+
+
+def length_of(inp: Input, tasks: Mapping[str, Task], world: World) -> RunLength:
+    """The length of the run, by what rank 0 counts of its data; collective."""
+    training = inp.training
+    counts = world.integers([task.data.total_batches(world.size) for task in tasks.values()])
+    systems = world.integers([len(task.data.systems) for task in tasks.values()])
+    batches = dict(zip(tasks, counts, strict=True))
+    found = run_length(
+        batches,
+        dict(zip(tasks, systems, strict=True)),
+        numb_steps=training.numb_steps,
+        numb_epoch=training.numb_epoch,
+        num_epoch_dict=training.num_epoch_dict,
+        model_prob=training.model_prob,
+    )
+    if training.numb_epoch is not None:
+        logger.info("numb_epoch %g of %d batches: %d steps", training.numb_epoch, counts[0], found.num_steps)
+    if inp.multi:
+        if not training.num_epoch_dict and not training.model_prob:
+            logger.info("model_prob is not given: tasks are drawn by their numbers of systems (an LMDB file is one)")
+        logger.info("%d steps: %s", found.num_steps, "; ".join(
+            f"{name}: {batches[name]} batches an epoch, probability {share:.4g}, {share * found.num_steps:.1f} steps"
+            for name, share in found.probabilities.items()
+        ))  # fmt: skip
+    return found
