@@ -39,7 +39,7 @@ def load(
         path: `.dp`, `.yaml` or `.json`; a checkpoint of DeePMD-kit's PyTorch (`.pt`), which needs torch; or `.pt2`, which
             is native code: load such files from people you trust alone.
         backend: numpy, pt, jax or pt_expt (or an alias); None: `DP_BACKEND`, else the best installed.
-        head: the branch of a multi-task model (`.pt`).
+        head: the task of a model of several; without, where there are several, an error lists them.
         type_map: other types than the file has: another order, fewer, or more (which mean nothing before they are trained);
             see `dpmodel.type_map`.
         device: "cpu", "cuda", "cuda:1" ...; None: the best the backend has.
@@ -87,7 +87,7 @@ def freeze(
     Args:
         model: `.dp`, `.yaml`, `.json`, or a checkpoint (also DeePMD-kit's `.pt`).
         output: `.pt2` or `.hlo`; complete and compared with the model, or not there at all.
-        head: the branch of a multi-task model.
+        head: the task of a model of several.
         atomic_virial: compile per-atom virials too (a `.hlo` always has them).
 
     Raises:

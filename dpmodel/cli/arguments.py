@@ -232,6 +232,7 @@ def _add_show(commands: Any) -> None:
         help="type-map, descriptor, fitting-net, size, observed-type, serialization-tree, provenance, model-branch; "
         "default: a summary",
     )  # fmt: skip
+    parser.add_argument("--head", metavar="NAME", help="the task of a multi-task model; default: all tasks")
 
 
 def _add_neighbour_stat(commands: Any) -> None:
@@ -277,6 +278,10 @@ def _add_model_devi(commands: Any) -> None:
     parser.add_argument(
         "--relative_v", "--relative-v", dest="relative_v", type=float, metavar="LEVEL",
         help="divide deviations of virials by (absolute mean + LEVEL), eV per atom",
+    )  # fmt: skip
+    parser.add_argument(
+        "--head", "--model-branch", dest="head", nargs="+", metavar="NAME",
+        help="the task of multi-task models: one name for all, or one for each",
     )  # fmt: skip
     _add_device(parser)
 

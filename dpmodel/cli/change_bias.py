@@ -11,7 +11,8 @@ import numpy as np
 
 from dpmodel.cli.systems import systems_of
 from dpmodel.errors import InputError
-from dpmodel.files.model_file import write_model
+from dpmodel.files.model_file import READERS, ModelFile, TasksFile, read_models, write_model
+from dpmodel.models import Model
 from dpmodel.potential import load
 from dpmodel.statistics.change import bias_of, changed_bias, with_bias
 
@@ -45,8 +46,16 @@ def run(args: argparse.Namespace) -> None:
     old, new = map(bias_of, (potential.model, model))
     for name, before, after in zip(potential.type_map, old, new, strict=False):
         log.info("bias of %s: %s (was %s)", name, _shown(after), _shown(before))
-    write_model(target, dataclasses.replace(potential.file, model=model))
+    write_model(target, _whole(source, potential.file, model))
     log.info("%s", target)
+
+
+def _whole(source: Path, file: ModelFile, model: Model) -> ModelFile | TasksFile:
+    """What to write: the model, or all tasks of a model file with the new model of one."""
+    several = read_models(source) if source.suffix.lower() not in READERS else None
+    if isinstance(several, TasksFile):
+        return dataclasses.replace(several, model=several.model.with_task(file.provenance["head"], model))
+    return dataclasses.replace(file, model=model)
 
 
 def _shown(values: np.ndarray) -> str:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from dpmodel.errors import ModelFileError
-from dpmodel.files.model_file import read_model, write_model
+from dpmodel.files.model_file import ModelFile, TasksFile, read_model, read_models, write_model
 
 __all__ = ["run"]
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     source, target = Path(args.source), Path(args.target)
     _check(source, READABLE, SOURCES, "read")
     _check(target, WRITABLE, TARGETS, "written")
-    file = read_model(source, args.head)
+    file: ModelFile | TasksFile = read_models(source) if args.head is None else read_model(source, args.head)
     write_model(target, file if args.type_map is None else file.with_type_map(args.type_map))
     print(f"{source} -> {target}")
 

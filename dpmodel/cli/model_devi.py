@@ -21,7 +21,15 @@ def run(args: argparse.Namespace) -> None:
     """Write the table, whole or not at all."""
     if args.frequency < 1:
         raise InputError(f"--frequency: expected a number of steps above 0, got {args.frequency}")
-    potentials = [load(path, args.backend, device=args.device) for path in args.models]
+    heads = args.head or [None]
+    if len(heads) not in (1, len(args.models)):
+        raise InputError(
+            f"--head: expected one name for all {len(args.models)} models, or one for each, got {len(heads)}"
+        )
+    heads = heads * len(args.models) if len(heads) == 1 else heads
+    potentials = [
+        load(path, args.backend, head=head, device=args.device) for path, head in zip(args.models, heads, strict=True)
+    ]
     results = deviations_of_systems(
         potentials,
         systems_of(args.system),

@@ -11,7 +11,7 @@ import numpy as np
 
 from dpmodel.errors import InputError
 from dpmodel.files.codecs import write_model_tree
-from dpmodel.files.model_file import ModelFile, read_model
+from dpmodel.files.model_file import ModelFile, TasksFile, read_model, read_models
 from dpmodel.models import StandardModel
 from dpmodel.op import Kind, walk
 
@@ -24,11 +24,22 @@ def run(args: argparse.Namespace) -> None:
     unknown = [name for name in wanted if name not in ATTRIBUTES]
     if unknown:
         raise InputError(f"show: expected attributes out of {', '.join(ATTRIBUTES)}; got {', '.join(unknown)}")
-    file = read_model(args.model)
+    several = read_models(args.model) if args.head is None else read_model(args.model, args.head)
+    files = several.heads() if isinstance(several, TasksFile) else {"": several}
+    if "model-branch" in wanted and isinstance(several, TasksFile):
+        print(_branches_of(several))
+        wanted = [name for name in wanted if name != "model-branch"]
+        if not wanted:
+            return
     if not wanted:
-        print(f"{args.model}\n{_summary(file)}")
-    for name in wanted:
-        print(ATTRIBUTES[name](file))
+        print(args.model)
+    for task, file in files.items():
+        if task:
+            print(f"task {task}")
+        if not wanted:
+            print(_summary(file))
+        for name in wanted:
+            print(ATTRIBUTES[name](file))
 
 
 def count_parameters(file: ModelFile) -> dict[str, int]:
@@ -77,6 +88,11 @@ def _observed(file: ModelFile) -> str:
 
 def _branch(file: ModelFile) -> str:
     return f"A {type(file.model).__name__} is a model of a single task; it has no branches"
+
+
+def _branches_of(file: TasksFile) -> str:
+    aliases = {name: f" (also {', '.join(more)})" if more else "" for name, more in file.aliases().items()}
+    return f"The branches of the multi-task model are {', '.join(name + also for name, also in aliases.items())}"
 
 
 def _provenance(file: ModelFile) -> str:

@@ -13,6 +13,7 @@ from dpmodel.cli.systems import systems_of
 from dpmodel.details import DetailWriter
 from dpmodel.errors import InputError
 from dpmodel.files.atomic import atomic_write
+from dpmodel.files.heads import choose_head
 from dpmodel.input import load_input
 from dpmodel.metrics import evaluate_systems
 from dpmodel.potential import load
@@ -54,8 +55,10 @@ def _systems(args: argparse.Namespace) -> tuple[str | list[str], tuple[str, ...]
     source = args.train_data or args.valid_data
     if source is None:
         return systems_of(args.system, args.datafile), None
-    training = load_input(source).training
-    section = training.training_data if args.train_data else training.validation_data
+    tasks = load_input(source).tasks
+    heads = {name: task.model.model_branch_alias for name, task in tasks.items()}
+    data = tasks["" if "" in tasks else choose_head(heads, args.head, str(source))].data
+    section = data.training_data if args.train_data else data.validation_data
     if section is None:
         raise InputError(f"{source}: there is no training.validation_data; use --train-data or --system")
     systems = section.systems if isinstance(section.systems, str) else list(section.systems)

@@ -19,10 +19,11 @@ import numpy as np
 
 from dpmodel.errors import InputError, ModelFileError
 from dpmodel.files.codecs import write_model_tree
+from dpmodel.files.heads import choose_head
 from dpmodel.input import load_model
 from dpmodel.models.build import build_model
 
-__all__ = ["choose_branch", "tree_of_state"]
+__all__ = ["choose_branch", "tree_of_state", "trees_of_state"]
 
 _SINGLE = "Default"
 """The branch of a model with one task."""
@@ -74,12 +75,17 @@ def choose_branch(params: Mapping[str, Any], head: str | None, where: str) -> tu
         return _SINGLE, dict(params)
     if not isinstance(branches, Mapping) or not all(isinstance(part, Mapping) for part in branches.values()):
         raise ModelFileError(f"{where}: expected a section for every head in model_dict, got {type(branches).__name__}")
-    if head is None and len(branches) > 1:
-        raise InputError(f"{where} holds a multi-task model: choose one of its heads with head ({', '.join(branches)})")
-    for name, part in branches.items():
-        if head in (None, name, *(part.get("model_branch_alias") or ())):
-            return str(name), dict(part)
-    raise InputError(f"head={head!r}: {where} has the heads {', '.join(map(str, branches))}")
+    name = choose_head(
+        {str(k): tuple(part.get("model_branch_alias") or ()) for k, part in branches.items()}, head, where
+    )
+    return name, dict(branches[name])
+
+
+def trees_of_state(params: Mapping[str, Any], state: Mapping[str, np.ndarray], where: str) -> dict[str, Any]:
+    """`tree_of_state` of every branch by name; of a single model that of ""."""
+    if "model_dict" not in params:
+        return {"": tree_of_state(params, state, None, where)}
+    return {str(name): tree_of_state(params, state, str(name), where) for name in params["model_dict"]}
 
 
 def tree_of_state(params: Mapping[str, Any], state: Mapping[str, np.ndarray], head: str | None, where: str) -> Any:
