@@ -25,7 +25,7 @@ from dpmodel.potential import Potential
 from dpmodel.precision import global_dtype
 from dpmodel.statistics.fit import bias_labels, bias_of_labels, preset_of
 
-__all__ = ["MODES", "bias_of", "changed_bias", "with_bias"]
+__all__ = ["MODES", "bias_change", "bias_of", "changed_bias", "with_bias"]
 
 MODES = ("change", "set")
 
@@ -60,6 +60,16 @@ def changed_bias(
         systems, rglob_patterns=rglob_patterns, batch_size="auto", type_map=potential.type_map,
         labels=tuple(requests.values()),
     )  # fmt: skip
+    return bias_change(potential, dataset, mode=mode, nbatch=nbatch)
+
+
+def bias_change(potential: Potential, dataset: Dataset, *, mode: str = "change", nbatch: int = 0) -> Model:
+    """`changed_bias` by data that is open already, with the labels and inputs of the model.
+
+    nbatch: batches per system, of the dataset's size; 0: all frames. Raises DataError where no system has the label.
+    """
+    model = potential.model
+    output = model.output()
     batches = list(statistics_batches(dataset, nbatch or _ALL))
     if mode == "change":
         batches = [_residual(potential, batch, dataset.systems[batch.system].path) for batch in batches]
