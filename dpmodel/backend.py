@@ -147,6 +147,9 @@ class CheckpointReader(Protocol):
         Raises ModelFileError, InputError for a head that there is not. Executes nothing that the file holds.
         """
 
+    def read_heads(self, path: Path) -> dict[str, dict[str, Any]]:
+        """The trees of all branches by name; of a single model that of "". Raises as `read_checkpoint`."""
+
 
 class Artefact(Evaluator, Protocol):
     """Compiled code."""
