@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +14,9 @@ from dpmodel.backend import Artefact, Evaluator
 from dpmodel.errors import BackendError
 from dpmodel.files.model_file import ModelFile
 from dpmodel.models import Model
+from dpmodel.op import Op
+from dpmodel.training.stepper import Loss, StepOptions
+from dpmodel.training.world import World, alone
 
 from .evaluator import JaxEvaluator
 from .export import freeze, open_artefact
@@ -48,15 +53,15 @@ class JaxBackend:
 
     def stepper(
         self,
-        model: Model,
-        loss: Any,
+        model: Op,
+        losses: Mapping[str, Loss],
         optimizer: Any,
         *,
+        options: StepOptions,
         device: str | None = None,
-        gradient_max_norm: float | None = None,
-        compile: bool = False,
+        world: World | None = None,
     ) -> Any:
-        """See `dpmodel.backend.Trainer`. compile: training is compiled either way.
+        """See `dpmodel.backend.Trainer`. Training is compiled whatever the options say.
 
         A kind of device ("cpu", "cuda"), or None for the best there is, means all devices of the kind, which share each
         batch; "cuda:1" means that one.
@@ -70,7 +75,11 @@ class JaxBackend:
                 'training on JAX needs the package optax, which is not installed: pip install "dpmodel[jax]"'
             ) from problem
         devices = pick_devices(device)
-        return training.JaxStepper(model, loss, optimizer, devices=devices, gradient_max_norm=gradient_max_norm)
+        return training.JaxStepper(model, losses, optimizer, devices=devices, options=options)
+
+    def join(self, device: str | None = None) -> AbstractContextManager[World]:
+        """See `dpmodel.backend.Trainer`: one process, which may have several devices."""
+        return alone(self.name)
 
     def versions(self) -> dict[str, str]:
         """Versions of the libraries that take part."""

@@ -63,15 +63,24 @@ class Program:
         self, trained: Arrays, slots: State, model: Any, inputs: Inputs
     ) -> tuple[Arrays, State, Any, dict[str, Any]]:
         """New parameters and slots, (loss, largest gradient, by parameter whether it is not finite), and the metrics."""
+        slopes, loss, metrics = self.gradient(trained, model, inputs)
+        return *self.apply(trained, slots, slopes, loss, inputs.lr), metrics
+
+    def gradient(self, trained: Arrays, model: Any, inputs: Inputs) -> tuple[Arrays, Any, dict[str, Any]]:
+        """The gradient by parameter that has one, the loss and the metrics."""
         moving = {path: trained[path] for path in _reaching(lambda p: self.evaluate(p, model, inputs)[0], trained)}
         (loss, metrics), slopes = jax.value_and_grad(
             lambda p: self.evaluate({**trained, **p}, model, inputs), has_aux=True
         )(moving)
+        return slopes, loss, metrics
+
+    def apply(self, trained: Arrays, slots: State, slopes: Arrays, loss: Any, lr: Any) -> tuple[Arrays, State, Any]:
+        """New parameters and slots from a gradient, and the report."""
         bad = [path in slopes and ~jnp.all(jnp.isfinite(slopes[path])) for path in sorted(trained)]
         slopes, top = clipped(slopes, self.max_norm)
         report = jnp.stack([jnp.asarray(x, jnp.float64) for x in (loss, top, *bad)])
-        trained, slots = self.adam.step(trained, slopes, slots, inputs.lr)
-        return trained, slots, report, metrics
+        trained, slots = self.adam.step(trained, slopes, slots, lr)
+        return trained, slots, report
 
     def evaluate(self, trained: Arrays, model: Any, inputs: Inputs) -> tuple[Any, dict[str, Any]]:
         """The loss and the metrics."""
@@ -113,6 +122,8 @@ class Compiled:
             return jax.jit(traced)
 
         self.update = counted(program.update)
+        self.gradient = counted(program.gradient)
+        self.apply = counted(program.apply)
         self.metrics = counted(lambda *args: program.evaluate(*args)[1])
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
@@ -16,14 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dpmodel.errors import InputError
+from dpmodel.errors import BackendError, InputError
 from dpmodel.geometry.padding import Buckets, rounded_up
 from dpmodel.graph import Graph
-from dpmodel.models import Model
-from dpmodel.op import walk
-from dpmodel.training.stepper import Loss, NonFiniteError, OptimizerState
+from dpmodel.models.multi_task import MultiTask
+from dpmodel.op import Kind, Op, walk
+from dpmodel.training.batches import Prepared
+from dpmodel.training.stepper import Loss, NonFiniteError, OptimizerState, StepOptions
 
 from .bridge import double_precision, from_jax, graph_to_jax, to_jax
+from .evaluator import JaxEvaluator
 from .optimizer import Adam
 from .overrides import OVERRIDES
 from .program import AXIS, Inputs, Program, compiled
@@ -45,59 +49,128 @@ class JaxStepper:
 
     def __init__(
         self,
-        model: Model,
-        loss: Loss,
+        model: Op,
+        losses: Mapping[str, Loss],
         optimizer: Any,
         *,
         devices: Sequence[Any],
-        gradient_max_norm: float | None,
+        options: StepOptions,
     ) -> None:
-        self.loss = loss
+        _check(model, options)
+        self.loss = losses[""]
         self.devices = tuple(devices)
-        max_norm = gradient_max_norm if gradient_max_norm and gradient_max_norm > 0 else None
+        norm = options.gradient_max_norm
         self._adam = Adam.of(optimizer)
-        self._program = Program(loss=loss, adam=self._adam, devices=self.devices, max_norm=max_norm)
+        self._program = Program(
+            loss=self.loss, adam=self._adam, devices=self.devices, max_norm=norm if norm and norm > 0 else None
+        )
         self._compiled = compiled(self._program)
         if len(self.devices) > 1:
             logger.info("Each batch is shared by %d devices", len(self.devices))
         self._buckets = Buckets()
         with double_precision():
-            self._model = to_jax(model, device=self._placed(PartitionSpec()), overrides=OVERRIDES)
-            self._trained: Arrays = {path: value for path, _, value, trained in walk(self._model) if trained}
+            self._model: Any = to_jax(model, device=self._placed(PartitionSpec()), overrides=OVERRIDES)
+            kinds = {path: (kind, value, trained) for path, kind, value, trained in walk(self._model)}
+            parameters = {path: value for path, (kind, value, _) in kinds.items() if kind is Kind.PARAM}
+            frozen = _frozen(list(parameters), options.frozen)
+            self._trained: Arrays = {p: v for p, v in parameters.items() if kinds[p][2] and p not in frozen}
             if not self._trained:
-                raise InputError("nothing to train: every part of the model has trainable = false")
+                raise InputError(
+                    "nothing to train: every part of the model has trainable = false, or is frozen by "
+                    "training.freeze_parameters"
+                )
             self._slots = self._everywhere(self._adam.start(self._trained))
+        self._decay = options.ema_decay
+        self._shadow: Arrays = {} if self._decay is None else parameters
 
-    def step(
-        self, graph: Graph, labels: Mapping[str, np.ndarray], found: Mapping[str, float], lr: float
-    ) -> Callable[[], dict[str, float]]:
-        """One update with learning rate `lr`. The returned function reads the metrics of the batch before the update."""
+    def step(self, batches: Sequence[Prepared], lr: float, task: str = "") -> Callable[[], dict[str, float]]:
+        """See `Stepper.step`."""
         with double_precision():
-            inputs = self._inputs(graph, labels, found, lr)
-            trained, slots, report, metrics = self._compiled.update(self._trained, self._slots, self._model, inputs)
-            loss, top, *bad = np.asarray(report).tolist()
+            if len(batches) == 1:
+                inputs = self._inputs(*batches[0], lr)
+                trained, slots, report, found = self._compiled.update(self._trained, self._slots, self._model, inputs)
+                metrics = [found]
+            else:
+                slopes, loss, metrics = self._accumulated(batches, lr)
+                trained, slots, report = self._compiled.apply(
+                    self._trained, self._slots, slopes, loss, jnp.asarray(float(lr))
+                )
+            shown, top, *bad = np.asarray(report).tolist()
         if not np.isfinite(top):
             names = [path for path, wrong in zip(sorted(self._trained), bad, strict=True) if wrong]
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise NonFiniteError(f"the gradient is not finite (loss {loss:g}) in {', '.join(names[:3])}{more}")
+            raise NonFiniteError(f"the gradient is not finite (loss {shown:g}) in {', '.join(names[:3])}{more}")
         self._trained, self._slots = trained, slots
+        if self._decay is not None:
+            with double_precision():
+                self._shadow = _followed(self._shadow, trained, self._decay)
         return functools.partial(_numbers, metrics)
 
-    def measure(
-        self, graph: Graph, labels: Mapping[str, np.ndarray], found: Mapping[str, float], lr: float
-    ) -> dict[str, float]:
-        """The metrics of a batch, without an update."""
+    def _accumulated(self, batches: Sequence[Prepared], lr: float) -> tuple[Arrays, Any, list[Any]]:
+        """Means of gradient and loss, and the metrics of each."""
+        slopes: Arrays = {}
+        losses, metrics = [], []
+        for batch in batches:
+            own, loss, found = self._compiled.gradient(self._trained, self._model, self._inputs(*batch, lr))
+            slopes |= {path: slopes[path] + value if path in slopes else value for path, value in own.items()}
+            losses.append(loss)
+            metrics.append(found)
+        count = len(batches)
+        return {path: value / count for path, value in slopes.items()}, sum(losses) / count, metrics
+
+    def measure(self, batch: Prepared, lr: float, task: str = "") -> dict[str, float]:
+        """See `Stepper.measure`."""
         with double_precision():
-            return _numbers(self._compiled.metrics(self._trained, self._model, self._inputs(graph, labels, found, lr)))
+            return _numbers([self._compiled.metrics(self._trained, self._model, self._inputs(*batch, lr))])
+
+    @contextmanager
+    def evaluating(self, task: str = "", *, averaged: bool = False) -> Iterator[JaxEvaluator]:
+        """See `Stepper.evaluating`."""
+        yield JaxEvaluator(self.model(averaged=averaged), self.devices[0])
 
     def compilations(self) -> int:
         """How many functions have been compiled so far, for this and all other steppers of the same program."""
         return self._compiled.traces
 
-    def model(self) -> Model:
-        """The model as it now is, with NumPy arrays."""
-        plain: Any = from_jax(self._model.with_state(self._trained, strict=False))
-        return plain
+    def model(self, *, averaged: bool = False) -> Any:
+        """See `Stepper.model`."""
+        if averaged and self._decay is None:
+            raise InputError(_NO_AVERAGE)
+        return from_jax(self._model.with_state(self._shadow if averaged else self._trained, strict=False))
+
+    def load_buffers(self, model: Op) -> None:
+        """See `Stepper.load_buffers`. Raises InputError where names or shapes do not fit."""
+        given = {path: np.asarray(value) for path, kind, value, _ in walk(model) if kind is Kind.BUFFER}
+        own = {path: value for path, kind, value, _ in walk(self._model) if kind is Kind.BUFFER}
+        for path, value in own.items():
+            if path not in given or given[path].shape != value.shape:
+                shape = given[path].shape if path in given else "nothing"
+                raise InputError(f"buffer {path}: expected shape {value.shape}, got {shape}")
+        with double_precision():
+            new = {path: self._everywhere(jnp.asarray(given[path], value.dtype)) for path, value in own.items()}
+            self._model = self._model.with_state(new, strict=False)
+
+    def averaged_state(self) -> dict[str, np.ndarray]:
+        """See `Stepper.averaged_state`."""
+        return {path: np.array(value) for path, value in self._shadow.items()}
+
+    def load_averaged_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """See `Stepper.load_averaged_state`."""
+        if self._decay is None:
+            raise InputError(_NO_AVERAGE)
+        shapes = {path: tuple(value.shape) for path, value in self._shadow.items()}
+        given = {path: np.shape(value) for path, value in state.items()}
+        if wrong := sorted(path for path in shapes.keys() | given.keys() if shapes.get(path) != given.get(path)):
+            path = wrong[0]
+            raise InputError(
+                f"the averaged parameters do not fit this model: {path}: expected shape {shapes.get(path, 'nothing')}, "
+                f"got {given.get(path, 'nothing')}. Go on with the same input, or begin anew with --init-model"
+            )
+        with double_precision():
+            self._shadow = {
+                path: self._everywhere(jnp.asarray(np.asarray(state[path]), value.dtype))
+                for path, value in self._shadow.items()
+            }
 
     # --- optimizer state --------------------------------------------------------------------------------
 
@@ -165,6 +238,50 @@ def _wider(hessian: np.ndarray) -> np.ndarray:
     return np.pad(hessian, ((0, 0), (0, 0), (0, columns - hessian.shape[2])))
 
 
-def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics as Python numbers, in one transfer from the devices."""
-    return {name: float(value) for name, value in jax.device_get(metrics).items()}
+def _numbers(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Metrics as Python numbers, in one transfer from the devices: means over the batches that have them."""
+    rows = jax.device_get(list(metrics))
+    found = {}
+    for name in rows[0]:
+        values = [float(row[name]) for row in rows if len(rows) == 1 or not np.isnan(row[name])]
+        found[name] = sum(values) / len(values) if values else float("nan")
+    return found
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _followed(shadow: Arrays, trained: Arrays, decay: float) -> Arrays:
+    """shadow + (1 - decay) (parameter - shadow); what is not trained stays."""
+    return {path: s + (1.0 - decay) * (trained[path] - s) if path in trained else s for path, s in shadow.items()}
+
+
+def _check(model: Op, options: StepOptions) -> None:
+    """Raise BackendError for what there is on torch alone."""
+    if isinstance(model, MultiTask):
+        raise BackendError(
+            f"the jax backend trains one task at a time, got {', '.join(model.names)}; use --backend pt for several"
+        )
+    wanted = {"training.enable_tf32": options.tf32, "mixed precision (bfloat16)": options.amp}
+    for name, value in wanted.items():
+        if value:
+            raise BackendError(f"{name}: the jax backend does not have it; leave it out or use --backend pt")
+    if options.zero_stage:
+        logger.warning(
+            "training.zero_stage = %d has nothing to share in one process: it runs as stage 0", options.zero_stage
+        )
+
+
+def _frozen(paths: Sequence[str], patterns: Sequence[str]) -> set[str]:
+    """The parameters that match. Raises InputError for a pattern that none does."""
+    found: set[str] = set()
+    for pattern in patterns:
+        matching = {path for path in paths if fnmatchcase(path, pattern)}
+        if not matching:
+            raise InputError(
+                f"training.freeze_parameters: no parameter matches {pattern!r}; their paths are such as "
+                f"{', '.join(paths[:: max(1, len(paths) // 4)][:4])}"
+            )
+        found |= matching
+    return found
+
+
+_NO_AVERAGE = "this run keeps no averaged parameters: set training.enable_ema"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,12 +12,16 @@ import torch
 
 from dpmodel.backend import Evaluator
 from dpmodel.errors import BackendError
-from dpmodel.files.torch_state import tree_of_state
+from dpmodel.files.torch_state import tree_of_state, trees_of_state
 from dpmodel.graph import Graph
 from dpmodel.models import HessianRequest, Model, predict
+from dpmodel.op import Op
+from dpmodel.training.stepper import Loss, StepOptions
+from dpmodel.training.world import World
 
 from .bridge import Overrides, from_torch, graph_to_torch, override_table, to_torch, torch_curvature, torch_gradient
 from .checkpoint import read_checkpoint
+from .distributed import join
 from .memory import keep_freed_memory
 from .overrides import OVERRIDES
 from .profiling import TorchProfiler
@@ -88,29 +94,38 @@ class TorchBackend:
 
     def stepper(
         self,
-        model: Model,
-        loss: Any,
+        model: Op,
+        losses: Mapping[str, Loss],
         optimizer: Any,
         *,
+        options: StepOptions,
         device: str | None = None,
-        gradient_max_norm: float | None = None,
-        compile: bool = False,
+        world: World | None = None,
     ) -> TorchStepper:
         """See `dpmodel.backend.Trainer`."""
-        if compile:
+        if options.compile:
             raise BackendError("a compiled training step needs the backend pt_expt; the backend pt runs eagerly")
         return TorchStepper(
             model,
-            loss,
+            losses,
             optimizer,
+            options=options,
             device=pick_device(device),
             overrides=self.overrides,
-            gradient_max_norm=gradient_max_norm,
+            world=world,
         )
+
+    def join(self, device: str | None = None) -> AbstractContextManager[World]:
+        """See `dpmodel.backend.Trainer`."""
+        return join(device, pick_device)
 
     def read_checkpoint(self, path: Path, head: str | None) -> dict[str, Any]:
         """See `dpmodel.backend.CheckpointReader`: those of DeePMD-kit's PyTorch."""
         return tree_of_state(*read_checkpoint(path), head, str(path))
+
+    def read_heads(self, path: Path) -> dict[str, dict[str, Any]]:
+        """See `dpmodel.backend.CheckpointReader`."""
+        return trees_of_state(*read_checkpoint(path), str(path))
 
     def profiler(self, trace: Path | None, folder: Path | None) -> TorchProfiler:
         """See `dpmodel.training.profiling.Profiler`."""

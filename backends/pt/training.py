@@ -3,129 +3,261 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 import torch
 
-from dpmodel.errors import InputError
+from dpmodel.errors import BackendError, InputError
 from dpmodel.graph import Graph
-from dpmodel.models import HessianRequest, Model, predict
-from dpmodel.training.stepper import Loss, NonFiniteError, OptimizerState
+from dpmodel.models import HessianRequest, predict
+from dpmodel.models.multi_task import MultiTask
+from dpmodel.op import Kind, Op, walk
+from dpmodel.training.batches import Prepared
+from dpmodel.training.stepper import Loss, NonFiniteError, OptimizerState, StepOptions
+from dpmodel.training.world import Alone, World
 
+from .average import Average
 from .bridge import Overrides, from_torch, graph_to_torch, to_torch, torch_curvature, torch_gradient
+from .live import LiveEvaluator
 from .memory import keep_freed_memory
+from .optimizers import LKF, SLOTS, Observation, kalman_step, make_optimizer
+from .slots import load_slots, read_slots
+from .store import Store, local
 
 __all__ = ["TorchStepper"]
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+logger = logging.getLogger(__name__)
+
+_DERIVATIVES = frozenset(("force", "virial", "force_mag", "hessian"))
 
 
 class TorchStepper:
-    """A model, its loss and its optimizer (see `dpmodel.training.stepper.Stepper`)."""
+    """A model, its losses and its optimizer (see `dpmodel.training.stepper.Stepper`)."""
+
+    compiles = False
 
     def __init__(
         self,
-        model: Model,
-        loss: Loss,
+        model: Op,
+        losses: Mapping[str, Loss],
         optimizer: Any,
         *,
+        options: StepOptions,
         device: torch.device,
         overrides: Overrides,
-        gradient_max_norm: float | None,
+        world: World | None = None,
     ) -> None:
         keep_freed_memory()
-        self.device = device
-        self.loss = loss
-        self.derivatives = not {"force", "virial", "force_mag", "hessian"}.isdisjoint(loss.outputs)
-        if "hessian" in loss.outputs:
+        self.options, self.losses, self.world = options, dict(losses), Alone() if world is None else world
+        self.device = getattr(self.world, "device", device)
+        self._check(model, optimizer)
+        if any("hessian" in loss.outputs for loss in self.losses.values()):
             overrides = {}  # third derivatives, several at once: overrides may be written for fewer
-        self.max_norm = gradient_max_norm if gradient_max_norm and gradient_max_norm > 0 else None
-        self.module = to_torch(model, device=device, overrides=overrides)
-        self._trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
-        if not self._trained:
-            raise InputError("nothing to train: every part of the model has trainable = false")
-        self.optimizer = _make_optimizer(optimizer, list(self._trained.values()))
+        self._derivatives = {task: not _DERIVATIVES.isdisjoint(loss.outputs) for task, loss in self.losses.items()}
+        norm = options.gradient_max_norm
+        self.max_norm = norm if norm and norm > 0 else None
+        self.gradient_norm = math.nan
+        """2-norm of the gradient of the last step, over all ranks, before clipping."""
+        self.store = self._stored(model, overrides)
+        self.module = self.store.module
+        self._trained = {name: p for name, p in self.store.parameters.items() if p.requires_grad}
+        self._slots = SLOTS[optimizer.key]
+        own = [(name, self._trained[name]) for name in self.store.owned(list(self._trained))]
+        self.optimizer = (
+            make_optimizer(optimizer, own, start_lr=options.start_lr, num_steps=options.num_steps) if own else None
+        )
+        self.average = None if options.ema_decay is None else Average(self.store, options.ema_decay)
 
-    def step(
-        self, graph: Graph, labels: Mapping[str, np.ndarray], found: Mapping[str, float], lr: float
-    ) -> Callable[[], dict[str, float]]:
-        """One update with learning rate `lr`. The returned function reads the metrics of the batch before the update."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss, metrics = self._loss(graph, labels, found, lr, create_graph=True)
-        # Naming the inputs spares the second derivatives with respect to coordinates.
-        torch.autograd.backward(loss, inputs=list(self._trained.values()))
-        self._check_and_clip(loss)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
+    def _check(self, model: Op, optimizer: Any) -> None:
+        """Raise before any work where something cannot be had."""
+        tasks = model.names if isinstance(model, MultiTask) else ("",)
+        if set(tasks) != set(self.losses):
+            raise InputError(f"expected a loss for each of the tasks {sorted(tasks)}, got {sorted(self.losses)}")
+        if optimizer.key not in SLOTS:
+            raise BackendError(f"optimizer: expected one of {', '.join(SLOTS)}, got {optimizer.key}")
+        if optimizer.key == "LKF" and self.options.zero_stage:
+            raise InputError(
+                "training.zero_stage: the optimizer LKF, whose state is matrices over several parameters, needs stage 0; "
+                f"got {self.options.zero_stage}. Set zero_stage to 0 or choose another optimizer"
+            )
+        if self.options.tf32:
+            if self.device.type == "cuda":
+                torch.backends.cuda.matmul.allow_tf32 = True
+            else:
+                logger.warning("TF32 is a format of CUDA devices: on %s it changes nothing", self.device)
+
+    def _stored(self, model: Op, overrides: Overrides) -> Store:
+        """The model on the device, and where its parameters lie."""
+        module = to_torch(model, device=self.device, overrides=overrides)
+        _freeze(module, self.options.frozen)
+        if not any(p.requires_grad for p in module.parameters()):
+            raise InputError(
+                "nothing to train: every part of the model has trainable = false, or is frozen by "
+                "training.freeze_parameters"
+            )
+        parts, stage = _parts(module), self.options.zero_stage
+        if self.world.size == 1:
+            if stage:
+                logger.warning(
+                    "training.zero_stage = %d has nothing to share in one process: it runs as stage 0", stage
+                )
+            return Store(module, parts)
+        from .distributed.replicas import Replicas, Shares, broadcast_from_chief  # noqa: PLC0415 - one process needs none
+
+        world: Any = self.world
+        broadcast_from_chief(module, world)
+        if stage < 2:
+            return (Replicas, Shares)[stage](module, parts, world)
+        from .distributed.sharded import Sharded  # noqa: PLC0415 - FSDP2 takes a second to import
+
+        skeleton = to_torch(model, device="meta", overrides=overrides)
+        return Sharded(module, parts, world, stage=stage, skeleton=(skeleton, _parts(skeleton)))
+
+    # --- steps ------------------------------------------------------------------------------------------
+
+    def step(self, batches: Sequence[Prepared], lr: float, task: str = "") -> Callable[[], dict[str, float]]:
+        """See `Stepper.step`."""
+        if isinstance(self.optimizer, LKF):
+            return self._filtered(self.optimizer, batches, lr, task)
+        for p in self._trained.values():
+            p.grad = None
+        metrics, losses = [], []
+        for together in [batches] if self.store.together else [[batch] for batch in batches]:
+            with self.store.whole():
+                leaves = self.store.leaves()
+                for batch in together:
+                    loss, found = self._loss(*batch, lr, task=task, create_graph=True)
+                    # Naming the inputs spares the second derivatives with respect to coordinates.
+                    torch.autograd.backward(loss, inputs=leaves)
+                    metrics.append(found)
+                    losses.append(loss.detach())
+                    del loss
+                self.store.absorb()
+        self.store.reduce(self._trained, len(batches))
+        self._check_and_clip(losses)
+        updated = [name for name, p in self._trained.items() if p.grad is not None]
+        if self.optimizer is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+        self.store.updated(updated)
+        if self.average is not None:
+            self.average.update()
         return functools.partial(_numbers, metrics)
 
-    def measure(
-        self, graph: Graph, labels: Mapping[str, np.ndarray], found: Mapping[str, float], lr: float
-    ) -> dict[str, float]:
-        """The metrics of a batch, without an update."""
-        _, metrics = self._loss(graph, labels, found, lr, create_graph=False)
-        return _numbers(metrics)
+    def _filtered(
+        self, optimizer: LKF, batches: Sequence[Prepared], lr: float, task: str
+    ) -> Callable[[], dict[str, float]]:
+        """A step of the Kalman filter, whose updates are by residuals and not by the gradient of the loss."""
+        metrics = [self._loss(*batch, lr, task=task, create_graph=False)[1] for batch in batches]
+        kalman_step(optimizer, [self._observed(batch, task) for batch in batches], total=self.store.total)
+        if self.average is not None:
+            self.average.update()
+        return functools.partial(_numbers, metrics)
 
-    def predict(self, graph: Graph) -> dict[str, np.ndarray]:
-        """Outputs of the current model for a graph, without derivatives."""
-        with torch.no_grad():
-            outputs = self.module(graph_to_torch(graph, self.device))
-        return {key: value.cpu().numpy() for key, value in outputs.items()}
+    def _observed(self, batch: Prepared, task: str) -> Observation:
+        graph = graph_to_torch(batch.graph, self.device)
+        labels = {
+            name: torch.as_tensor(batch.labels[name], device=self.device)
+            if wanted and batch.found.get(name, 0.0)
+            else None
+            for name, wanted in (("energy", True), ("force", self._derivatives[task]))
+        }
+        atoms = len(batch.graph.frame)
+        return Observation(
+            predict=lambda forces: self.outputs(graph, task=task, create_graph=True, forces=forces),
+            energy=labels["energy"],
+            force=labels["force"],
+            atype=batch.graph.atype[:atoms],
+            frame=batch.graph.frame,
+            natoms=batch.graph.natoms,
+        )
+
+    def measure(self, batch: Prepared, lr: float, task: str = "") -> dict[str, float]:
+        """See `Stepper.measure`."""
+        with self.store.whole():
+            _, metrics = self._loss(*batch, lr, task=task, create_graph=False)
+        return _numbers([metrics])
 
     def outputs(
-        self, graph: Graph, *, create_graph: bool, hessian: HessianRequest | None = None
+        self,
+        graph: Graph,
+        *,
+        task: str = "",
+        create_graph: bool,
+        hessian: HessianRequest | None = None,
+        forces: bool = True,
     ) -> dict[str, torch.Tensor]:
-        """What the loss reads, for a graph of tensors. create_graph: gradients of the parameters will be asked for."""
-        gradient = functools.partial(torch_gradient, create_graph=create_graph) if self.derivatives else None
-        curvature = functools.partial(torch_curvature, create_graph=create_graph)
-        return predict(self.module, graph, gradient, curvature=curvature, request=hessian)
+        """What the loss reads, for a graph of tensors. create_graph: gradients of the parameters will be asked for.
 
-    def model(self) -> Model:
-        """The model as it now is, with NumPy arrays."""
-        plain: Any = from_torch(self.module)
-        return plain
+        forces: False where derivatives are not needed, even if the loss reads them.
+        """
+        wanted = forces and self._derivatives[task]
+        gradient = functools.partial(torch_gradient, create_graph=create_graph) if wanted else None
+        curvature = functools.partial(torch_curvature, create_graph=create_graph)
+        return predict(self.store.function(task), graph, gradient, curvature=curvature, request=hessian)
+
+    @contextmanager
+    def evaluating(self, task: str = "", *, averaged: bool = False) -> Iterator[LiveEvaluator]:
+        """See `Stepper.evaluating`."""
+        with self._weights(averaged), self.store.whole():
+            state = {name: value.detach() for name, value in self.store.state(task).items()}
+            yield LiveEvaluator(self.store.parts[task], self.store.called(task), state, self.device)
+
+    # --- states -----------------------------------------------------------------------------------------
+
+    def model(self, *, averaged: bool = False) -> Any:
+        """See `Stepper.model`."""
+        with self._weights(averaged), self.store.whole():
+            return from_torch(self.module)
+
+    def load_buffers(self, model: Op) -> None:
+        """See `Stepper.load_buffers`. Raises InputError where names or shapes do not fit."""
+        given = {path: np.asarray(value) for path, kind, value, _ in walk(model) if kind is Kind.BUFFER}
+        for path, own in self.module.named_buffers():
+            if path not in given or given[path].shape != tuple(own.shape):
+                shape = given[path].shape if path in given else "nothing"
+                raise InputError(f"buffer {path}: expected shape {tuple(own.shape)}, got {shape}")
+        with torch.no_grad():
+            for path, own in self.module.named_buffers():
+                own.copy_(torch.tensor(given[path]))
 
     def optimizer_state(self) -> OptimizerState:
-        """Moments and step counts by parameter path; empty before the first step."""
-        state: OptimizerState = {name: {} for name in (*_MOMENTS, "step")}
-        for path, p in self._trained.items():
-            slots = self.optimizer.state.get(p, {})
-            if slots:
-                state["step"][path] = np.asarray(float(slots["step"]))
-                for name in _MOMENTS:
-                    state[name][path] = slots[name].cpu().numpy().copy()
-        return state
+        """See `Stepper.optimizer_state`; empty before the first step."""
+        if isinstance(self.optimizer, LKF):  # the same on all ranks
+            return self.optimizer.filter_state()
+        return read_slots(self.optimizer, self._trained, self.store, self._slots)
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
-        """The inverse. Raises InputError where names or shapes do not fit."""
-        missing = [name for name in (*_MOMENTS, "step") if name not in state]
-        own = [state[name] for name in (*_MOMENTS, "step") if name in state]  # other backends may have more
-        unknown = sorted({path for slot in own for path in slot} - self._trained.keys())
-        if missing or unknown:
-            raise InputError(
-                f"the optimizer state does not fit this run: missing {missing or 'nothing'}, for parameters that are not "
-                f"trained here {unknown[:4] or 'nothing'}. Go on with the same input, or begin anew with --init-model"
-            )
-        for path, step in state["step"].items():
-            p = self._trained[path]
-            slots = {
-                name: torch.tensor(np.asarray(state[name][path]), device=self.device, dtype=p.dtype)
-                for name in _MOMENTS
-            }
-            for name, value in slots.items():
-                if value.shape != p.shape:
-                    raise InputError(
-                        f"optimizer state {name} of {path}: expected shape {tuple(p.shape)}, got {tuple(value.shape)}"
-                    )
-            # The fused optimizers count in float32 on the parameter's device.
-            self.optimizer.state[p] = {
-                "step": torch.tensor(float(step), dtype=torch.float32, device=self.device),
-                **slots,
-            }
+        """See `Stepper.load_optimizer_state`."""
+        if isinstance(self.optimizer, LKF):
+            self.optimizer.load_filter_state(state)
+            return
+        load_slots(self.optimizer, self._trained, self.store, self._slots, state)
+
+    def averaged_state(self) -> dict[str, np.ndarray]:
+        """See `Stepper.averaged_state`."""
+        return {} if self.average is None else self.average.state()
+
+    def load_averaged_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """See `Stepper.load_averaged_state`."""
+        self._averages().load(state)
+
+    def _averages(self) -> Average:
+        if self.average is None:
+            raise InputError("this run keeps no averaged parameters: set training.enable_ema")
+        return self.average
+
+    def _weights(self, averaged: bool) -> Any:
+        return self._averages().applied() if averaged else nullcontext()
+
+    # --- one batch --------------------------------------------------------------------------------------
 
     def _loss(
         self,
@@ -134,40 +266,38 @@ class TorchStepper:
         found: Mapping[str, float],
         lr: float,
         *,
+        task: str = "",
         create_graph: bool,
     ) -> tuple[torch.Tensor, dict[str, Any]]:
         inputs = graph_to_torch(graph, self.device)
         targets = {key: torch.as_tensor(value, device=self.device) for key, value in labels.items()}
+        request = self._hessian(labels, found, task)
         with torch.set_grad_enabled(create_graph):
-            prediction = self.outputs(inputs, create_graph=create_graph, hessian=self._hessian(labels, found))
-            loss, metrics = self.loss(prediction, targets, found, inputs, lr)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.amp):
+                prediction = self.outputs(inputs, task=task, create_graph=create_graph, hessian=request)
+            loss, metrics = self.losses[task](prediction, targets, found, inputs, lr)
         return loss, {key: value.detach() for key, value in metrics.items()}
 
-    def _hessian(self, labels: Mapping[str, np.ndarray], found: Mapping[str, float]) -> HessianRequest | None:
+    def _hessian(
+        self, labels: Mapping[str, np.ndarray], found: Mapping[str, float], task: str
+    ) -> HessianRequest | None:
         """Whether the batch needs a Hessian."""
-        if "hessian" not in self.loss.outputs or not found.get("hessian", 0.0):
+        if "hessian" not in self.losses[task].outputs or not found.get("hessian", 0.0):
             return None
         return HessianRequest.all_columns(labels["hessian"])
 
-    def _check_and_clip(self, loss: torch.Tensor) -> None:
-        """Scale gradients down to the largest allowed norm; refuse to go on with NaN or infinite ones.
-
-        The norm is c ||g / c|| with c = max |g|, in float64, so that it neither overflows nor vanishes.
-        """
-        gradients = {name: p.grad for name, p in self._trained.items() if p.grad is not None and p.grad.numel()}
+    def _check_and_clip(self, losses: Sequence[torch.Tensor]) -> None:
+        """Scale gradients down to the largest allowed norm; refuse, on all ranks, to go on with NaN or infinite ones."""
+        gradients = {name: local(p.grad) for name, p in self._trained.items() if p.grad is not None and p.numel()}
         if not gradients:
             return
-        flat = torch.cat([g.reshape(-1) for g in gradients.values()]).double()
-        largest = flat.abs().max()
-        relative = torch.linalg.vector_norm(flat / torch.where(largest > 0, largest, 1.0))
-        # One transfer from the device for both numbers.
-        top, length = torch.stack([largest, relative]).tolist()
+        top, length = self.store.report(list(gradients.values()))
+        self.gradient_norm = top * length
         if not math.isfinite(top):
-            bad = [name for name, g in gradients.items() if not bool(torch.isfinite(g).all())]
+            bad = self.store.bad(gradients)
             more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-            raise NonFiniteError(
-                f"the gradient is not finite (loss {float(loss.detach()):g}) in {', '.join(bad[:3])}{more}"
-            )
+            loss = float(torch.stack(list(losses)).mean())
+            raise NonFiniteError(f"the gradient is not finite (loss {loss:g}) in {', '.join(bad[:3])}{more}")
         if self.max_norm is None or top * length + 1e-6 <= self.max_norm:
             return
         # In two steps: the factor itself may be too small for the type of the gradient.
@@ -176,13 +306,28 @@ class TorchStepper:
             g.div_(top).mul_(rest)
 
 
-def _numbers(metrics: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Metrics as Python numbers, in one transfer from the device."""
-    return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
+def _parts(module: Any) -> dict[str, torch.nn.Module]:
+    """The model of every task."""
+    return dict(zip(module.names, module.tasks, strict=True)) if isinstance(module, MultiTask) else {"": module}
 
 
-def _make_optimizer(config: Any, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """The torch optimizer of an `optimizer` section (Kingma and Ba 2015; Loshchilov and Hutter 2019)."""
-    kinds = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
-    betas = (config.adam_beta1, config.adam_beta2)
-    return kinds[config.key](parameters, lr=1.0, betas=betas, eps=1e-8, weight_decay=config.weight_decay, fused=True)
+def _freeze(module: torch.nn.Module, patterns: Sequence[str]) -> None:
+    """Parameters of these paths (or of one of them, where a part is shared) are not trained."""
+    named = list(module.named_parameters(remove_duplicate=False))
+    for pattern in patterns:
+        matching = [p for name, p in named if fnmatchcase(name, pattern)]
+        if not matching:
+            some = ", ".join(name for name, _ in named[:: max(1, len(named) // 4)][:4])
+            raise InputError(
+                f"training.freeze_parameters: no parameter matches {pattern!r}; their paths are such as {some}"
+            )
+        for p in matching:
+            p.requires_grad_(False)
+
+
+def _numbers(metrics: Sequence[dict[str, torch.Tensor]]) -> dict[str, float]:
+    """Metrics as Python numbers, in one transfer from the device: means over the batches that have them."""
+    if len(metrics) == 1:
+        return dict(zip(metrics[0], torch.stack(list(metrics[0].values())).tolist(), strict=True))
+    rows = torch.stack([torch.stack(list(each.values())) for each in metrics])
+    return dict(zip(metrics[0], torch.nanmean(rows, dim=0).tolist(), strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,9 +17,12 @@ from dpmodel.graph import Graph
 from dpmodel.models import HessianRequest, Model
 from dpmodel.nn import Activation
 from dpmodel.op import Op
+from dpmodel.training.stepper import Loss, StepOptions
+from dpmodel.training.world import World
 
 from ..pt import TorchEvaluator, pick_device
 from ..pt.bridge import Overrides, override_table
+from ..pt.distributed import join
 from ..pt.profiling import TorchProfiler
 from ..pt.training import TorchStepper
 from .activation import SigmoidActivation
@@ -69,24 +73,29 @@ class ExportableBackend:
 
     def stepper(
         self,
-        model: Model,
-        loss: Any,
+        model: Op,
+        losses: Mapping[str, Loss],
         optimizer: Any,
         *,
+        options: StepOptions,
         device: str | None = None,
-        gradient_max_norm: float | None = None,
-        compile: bool = False,
+        world: World | None = None,
     ) -> TorchStepper:
         """See `dpmodel.backend.Trainer`."""
-        kind = CompiledStepper if compile else TorchStepper
+        kind = CompiledStepper if options.compile else TorchStepper
         return kind(
             model,
-            loss,
+            losses,
             optimizer,
+            options=options,
             device=pick_device(device),
             overrides=self.overrides,
-            gradient_max_norm=gradient_max_norm,
+            world=world,
         )
+
+    def join(self, device: str | None = None) -> AbstractContextManager[World]:
+        """See `dpmodel.backend.Trainer`."""
+        return join(device, pick_device)
 
     def profiler(self, trace: Path | None, folder: Path | None) -> TorchProfiler:
         """See `dpmodel.training.profiling.Profiler`."""

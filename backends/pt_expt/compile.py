@@ -47,6 +47,7 @@ from dpmodel.models import predict
 from dpmodel.op import Kind, Op
 
 from ..pt.bridge import torch_gradient
+from ..pt.store import model_state
 from .audit import audit, content_hash
 from .inductor import decompositions, for_any_size
 
@@ -64,11 +65,6 @@ class Traced(NamedTuple):
     """Its inputs: the tensors of `model_state`, then those of `sized(graph)`."""
     fakes: list[torch.Tensor]
     """A fake tensor for every input. Sizes of data-dependent axes are symbols, one for each axis."""
-
-
-def model_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters, then buffers, by name."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def sample_graph(like: Graph) -> Graph:
@@ -108,7 +104,7 @@ def trace(module: torch.nn.Module, like: Graph, *, forces: bool, atomic: bool) -
 
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=False)
     with _explained(), cast(Any, fx_config).patch(backed_size_oblivious=True):
-        fakes = _fakes(mode, module, sample, trained=False)
+        fakes = _fakes(mode, model_state(module), sample, trained=False)
         with mode:
             traced = make_fx(_pure(module, sample, outputs, names), tracing_mode="real")(*fakes)
     leaves = sized(sample)
@@ -139,9 +135,11 @@ def _pure(
     return lower
 
 
-def _fakes(mode: FakeTensorMode, module: torch.nn.Module, sample: Graph, *, trained: bool) -> list[torch.Tensor]:
+def _fakes(
+    mode: FakeTensorMode, state: Mapping[str, torch.Tensor], sample: Graph, *, trained: bool
+) -> list[torch.Tensor]:
     """A stand-in for every input. trained: parameters that require gradients still do."""
-    copies = [t.detach().clone().requires_grad_(trained and t.requires_grad) for t in model_state(module).values()]
+    copies = [t.detach().clone().requires_grad_(trained and t.requires_grad) for t in state.values()]
     return [mode.from_tensor(t, static_shapes=True) for t in copies] + [_fake(mode, leaf) for leaf in sized(sample)]
 
 
@@ -214,7 +212,9 @@ def _compile_traced(module: torch.nn.Module, graph: Graph, forces: bool, atomic:
     return _shared(compile_fx, key, traced.names, compiled, begin, mode.shape_env)
 
 
-def _compile_step(module: torch.nn.Module, graph: Graph, wanted: frozenset[str], derivatives: bool) -> _Code:
+def _compile_step(
+    module: torch.nn.Module, state: Mapping[str, torch.Tensor], graph: Graph, wanted: frozenset[str], derivatives: bool
+) -> _Code:
     begin = time.perf_counter()
     sample, names = sample_graph(graph), [""]
     gradient = functools.partial(torch_gradient, create_graph=True) if derivatives else None
@@ -226,7 +226,7 @@ def _compile_step(module: torch.nn.Module, graph: Graph, wanted: frozenset[str],
     with contextlib.ExitStack() as stack, torch.enable_grad():  # a trace without gradients would never have any
         stack.enter_context(tracing(TracingContext(mode)))
         with _explained(), cast(Any, fx_config).patch(backed_size_oblivious=True):
-            fakes = _fakes(mode, module, sample, trained=True)
+            fakes = _fakes(mode, state, sample, trained=True)
             joint = aot_export_joint_with_descriptors(
                 stack, _Plain(_pure(module, sample, outputs, names)), tuple(fakes), decompositions=decompositions()
             )
@@ -343,7 +343,7 @@ class CompiledStep(_Compiled):
     """The outputs that a loss reads, with compiled gradients for every parameter that requires them.
 
     Args:
-        module: the model. Its tensors are read anew at every call.
+        module: the model. Unless a call gives others, its tensors are read anew at every call.
         wanted: keys of the outputs to return, of those that the model has.
         derivatives: whether forces and virials are among them.
     """
@@ -352,10 +352,14 @@ class CompiledStep(_Compiled):
         super().__init__(module)
         self.wanted, self.derivatives = wanted, derivatives
 
-    def __call__(self, graph: Graph) -> dict[str, torch.Tensor]:
-        """Outputs by key. Where gradients are switched off, the same code runs without them."""
-        make = functools.partial(_compile_step, self.module, graph, self.wanted, self.derivatives)
-        return self._run(graph, (self.wanted, self.derivatives), model_state(self.module), make)
+    def __call__(self, graph: Graph, state: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+        """Outputs by key. Where gradients are switched off, the same code runs without them.
+
+        state: tensors to compute with, in the order of `model_state` of the module, whose own may be of another device.
+        """
+        state = model_state(self.module) if state is None else state
+        make = functools.partial(_compile_step, self.module, state, graph, self.wanted, self.derivatives)
+        return self._run(graph, (self.wanted, self.derivatives), state, make)
 
 
 _DTYPES = (torch.bool, torch.int64, torch.float32, torch.float64)

@@ -7,15 +7,16 @@ operation is entered by all ranks in the same order: no rank waits for one that 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 
-from dpmodel.errors import DPError
+from dpmodel.errors import BackendError, DPError
 
-__all__ = ["Alone", "RankError", "World"]
+__all__ = ["Alone", "RankError", "World", "alone"]
 
 
 class RankError(DPError):
@@ -92,3 +93,15 @@ class Alone:
     def agreement(self, what: str) -> Iterator[None]:
         """See `World`."""
         yield
+
+
+@contextmanager
+def alone(backend: str) -> Iterator[World]:
+    """One process, for a backend that has no more. Raises BackendError where `torchrun` started several."""
+    size = os.environ.get("WORLD_SIZE", "1").strip()
+    if size not in ("", "1"):
+        raise BackendError(
+            f"WORLD_SIZE is {size}, but the {backend} backend trains in one process: start it without torchrun, or use "
+            "--backend pt"
+        )
+    yield Alone()

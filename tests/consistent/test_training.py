@@ -24,6 +24,8 @@ from dpmodel.input import schema
 from dpmodel.input.sections import AdamConfig, InputFile
 from dpmodel.losses import LossConfig, TermLoss, build_loss
 from dpmodel.models import Model, builder_of, predict
+from dpmodel.training.batches import Prepared
+from dpmodel.training.stepper import StepOptions
 
 from .cases import COMBINED, model_of, single
 from .systems import graph_of, random_system
@@ -76,12 +78,14 @@ def test_the_cases_are_there() -> None:
 def reference(model: Model, loss: Any) -> Any:
     """PyTorch without any override."""
     return TorchStepper(
-        model, loss, AdamConfig(), device=torch.device("cpu"), overrides=override_table(), gradient_max_norm=None
+        model, {"": loss}, AdamConfig(), device=torch.device("cpu"), overrides=override_table(), options=StepOptions()
     )
 
 
 def backend(model: Model, loss: Any, *, name: str, compile: bool = False) -> Any:
-    return get_trainer(name).stepper(model, loss, AdamConfig(), device="cpu", compile=compile)
+    return get_trainer(name).stepper(
+        model, {"": loss}, AdamConfig(), device="cpu", options=StepOptions(compile=compile)
+    )
 
 
 TRAINERS = {
@@ -119,7 +123,7 @@ def test_three_steps(case: str, trainer: str) -> None:
     found = dict.fromkeys(labels, 1.0)
     shown = about["metrics_at_step_1"]
     for k in range(3):
-        metrics = stepper.step(graph, labels, found, about["lr"])()
+        metrics = stepper.step([Prepared(graph, labels, found)], about["lr"])()
         if about["loss"]["type"] != "property":  # the displayed rmse is the root of the loss, in every other kind
             np.testing.assert_allclose(metrics["rmse"] ** 2, losses[k], rtol=1e-10)
         if k == 0:

@@ -26,7 +26,7 @@ from dpmodel.errors import BackendError, InputError
 from dpmodel.training.checkpoint import Checkpoint
 from dpmodel.training.lcurve import read_lcurve
 from dpmodel.training.run import train
-from dpmodel.training.stepper import NonFiniteError
+from dpmodel.training.stepper import NonFiniteError, StepOptions
 
 STEPS = 8
 
@@ -140,7 +140,7 @@ def made(data: dict[str, Any], path: Path) -> tuple[Any, Any, Any]:
     from dpmodel.losses import EnerLossConfig, build_loss
 
     model = dpmodel.load(path, backend="numpy").model
-    return model, build_loss(EnerLossConfig(), 0.01, model.output()), load_input(data).optimizer
+    return model, {"": build_loss(EnerLossConfig(), 0.01, model.output())}, load_input(data).optimizer
 
 
 def test_systems_of_many_sizes_compile_few_times(data: dict[str, Any], write_more: Callable[..., str]) -> None:
@@ -218,7 +218,7 @@ def test_without_optax(data: dict[str, Any], monkeypatch: pytest.MonkeyPatch) ->
 def test_optimizer_state_that_does_not_fit(data: dict[str, Any]) -> None:
     path = train(data, backend="pt", stop_at=1)
     state, trainer = Checkpoint.load(path).optimizer, get_trainer("jax")
-    stepper = trainer.stepper(*made(data, path), device="cpu")
+    stepper = trainer.stepper(*made(data, path), device="cpu", options=StepOptions())
     assert not any(stepper.optimizer_state().values())
     with pytest.raises(InputError, match=r"missing .*exp_avg_sq"):
         stepper.load_optimizer_state({k: v for k, v in state.items() if k != "exp_avg_sq"})

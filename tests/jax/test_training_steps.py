@@ -15,13 +15,15 @@ import torch
 
 from dpmodel.backend import get_trainer
 from dpmodel.config import Config
-from dpmodel.errors import BackendError
-from dpmodel.graph import Graph
+from dpmodel.errors import BackendError, InputError
 from dpmodel.input import load_model
 from dpmodel.input.sections import AdamConfig, AdamWConfig
 from dpmodel.losses import EnerLossConfig, build_loss
 from dpmodel.models import Model, builder_of
 from dpmodel.models.build import build_model
+from dpmodel.models.multi_task import MultiTask
+from dpmodel.training.batches import Prepared
+from dpmodel.training.stepper import StepOptions
 
 SE_A = {"type": "se_e2_a", "sel": [30, 30], "rcut": 4.0, "neuron": [3], "axis_neuron": 2, "seed": 1}
 DPA1 = {"type": "dpa1", "sel": 60, "rcut": 4.0, "neuron": [3], "axis_neuron": 2, "attn": 4, "attn_layer": 1, "seed": 1}
@@ -45,7 +47,7 @@ def model_of(name: str) -> Model:
     return build_model(load_model(section))
 
 
-def batch_of(model: Model, frames: int, atoms: int, seed: int) -> tuple[Graph, dict[str, np.ndarray], dict[str, float]]:
+def batch_of(model: Model, frames: int, atoms: int, seed: int) -> Prepared:
     """The last frame has fewer atoms than the others."""
     rng = np.random.default_rng(seed)
     atype = rng.integers(0, model.ntypes, (frames, atoms))
@@ -56,7 +58,7 @@ def batch_of(model: Model, frames: int, atoms: int, seed: int) -> tuple[Graph, d
     )
     shapes = {"force": (frames * atoms, 3), "energy": (frames, 1), "virial": (frames, 9)}
     labels = {key: rng.normal(size=shape) for key, shape in shapes.items()}
-    return graph, labels, {**dict.fromkeys(labels, 1.0), "virial": float(seed % 2)}
+    return Prepared(graph, labels, {**dict.fromkeys(labels, 1.0), "virial": float(seed % 2)})
 
 
 @pytest.mark.parametrize(
@@ -69,12 +71,14 @@ def test_torch_and_jax(name: str, optimizer: Config) -> None:
     model = model_of(name)
     loss = build_loss(EnerLossConfig(start_pref_v=0.3, limit_pref_v=0.3), 0.001, model.output())
     jax, pt = (
-        get_trainer(name).stepper(model, loss, optimizer, device="cpu", gradient_max_norm=50.0)
+        get_trainer(name).stepper(
+            model, {"": loss}, optimizer, device="cpu", options=StepOptions(gradient_max_norm=50.0)
+        )
         for name in ("jax", "pt")
     )
     batches = [batch_of(model, 2, 9, 1), batch_of(model, 3, 6, 2)]
     for k in range(20):
-        ours, expected = (stepper.step(*batches[k % 2], 0.001)() for stepper in (jax, pt))
+        ours, expected = (stepper.step([batches[k % 2]], 0.001)() for stepper in (jax, pt))
         assert ours.keys() == expected.keys()
         for key, value in expected.items():
             np.testing.assert_allclose(ours[key], value, rtol=1e-9, err_msg=key)
@@ -103,7 +107,61 @@ def test_optimizers_that_jax_lacks() -> None:
     model, trainer = model_of("se_e2_a"), get_trainer("jax")
     loss = build_loss(EnerLossConfig(), 0.001, model.output())
     with pytest.raises(BackendError, match="Adam and AdamW, not with Other"):
-        trainer.stepper(model, loss, Other(), device="cpu")
+        trainer.stepper(model, {"": loss}, Other(), device="cpu", options=StepOptions())
+
+
+def test_accumulation_averages_and_frozen_parts() -> None:
+    """Against torch: an update of two batches, the averaged parameters, and paths that are not trained."""
+    model = model_of("se_e2_a")
+    loss = build_loss(EnerLossConfig(start_pref_v=0.3, limit_pref_v=0.3), 0.001, model.output())
+    options = StepOptions(ema_decay=0.8, frozen=("fitting.networks.*.layers.0.*",), gradient_max_norm=50.0)
+    jax, pt = (
+        get_trainer(name).stepper(model, {"": loss}, AdamConfig(), device="cpu", options=options)
+        for name in ("jax", "pt")
+    )
+    batches = [batch_of(model, 2, 9, 1), batch_of(model, 3, 6, 2)]  # one of them without virials
+    for _ in range(3):
+        ours, expected = (stepper.step(batches, 0.001)() for stepper in (jax, pt))
+        for key, value in expected.items():
+            np.testing.assert_allclose(ours[key], value, rtol=1e-9, err_msg=key)
+    assert jax.averaged_state().keys() == pt.averaged_state().keys()
+    pairs = [
+        (jax.model(averaged=averaged).state(), pt.model(averaged=averaged).state()) for averaged in (False, True)
+    ] + [(jax.averaged_state(), pt.averaged_state())]
+    for own, reference in pairs:
+        for key, value in reference.items():
+            np.testing.assert_allclose(own[key], value, rtol=0, atol=1e-9, err_msg=key)
+    assert all(np.array_equal(value, model.state()[key]) for key, value in pairs[0][0].items() if ".layers.0." in key and "fitting" in key)  # fmt: skip
+    moved = model.replace(out_bias=model.out_bias + 1.0)
+    for stepper in (jax, pt):
+        stepper.load_averaged_state(pairs[2][1])
+        stepper.load_buffers(moved)
+        with stepper.evaluating(averaged=True) as evaluator:
+            found = evaluator(batches[0].graph, forces=True, atomic=False)["energy"]
+            assert np.allclose(evaluator.model().out_bias, moved.out_bias)
+        if stepper is jax:
+            energy = found
+    np.testing.assert_allclose(energy, found, rtol=1e-9)
+    with pytest.raises(InputError, match="expected shape"):
+        jax.load_averaged_state({})
+    with pytest.raises(InputError, match=r"no parameter matches 'nowhere\.\*'"):
+        get_trainer("jax").stepper(model, {"": loss}, AdamConfig(), options=StepOptions(frozen=("nowhere.*",)))
+
+
+def test_what_jax_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, trainer = model_of("se_e2_a"), get_trainer("jax")
+    loss = build_loss(EnerLossConfig(), 0.001, model.output())
+    both = MultiTask(names=("a", "b"), tasks=(model, model))
+    with pytest.raises(BackendError, match="one task at a time, got a, b"):
+        trainer.stepper(both, {"a": loss, "b": loss}, AdamConfig(), options=StepOptions())
+    for options in (StepOptions(tf32=True), StepOptions(amp=True)):
+        with pytest.raises(BackendError, match="does not have it"):
+            trainer.stepper(model, {"": loss}, AdamConfig(), options=options)
+    with trainer.join() as world:
+        assert world.size == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(BackendError, match="jax backend trains in one process"), trainer.join():
+        pass
 
 
 DEVICES = """
@@ -115,16 +173,18 @@ spec.loader.exec_module(steps)
 assert len(jax.devices()) == 2
 model = steps.model_of("se_e2_a")
 loss = steps.build_loss(steps.EnerLossConfig(start_pref_v=0.3, limit_pref_v=0.3), 0.001, model.output())
-make = lambda device: steps.get_trainer("jax").stepper(model, loss, steps.AdamConfig(), device=device)
+make = lambda device: steps.get_trainer("jax").stepper(
+    model, {"": loss}, steps.AdamConfig(), device=device, options=steps.StepOptions()
+)
 both, one = make("cpu"), make("cpu:1")
 found = {"devices": [len(both.devices), len(one.devices)], "metrics": 0.0}
 for k, (frames, atoms) in enumerate(((3, 6), (1, 6), (2, 6))):
     batch = steps.batch_of(model, frames, atoms, k)
-    ours, expected = (stepper.step(*batch, 0.001)() for stepper in (both, one))
+    ours, expected = (stepper.step([batch], 0.001)() for stepper in (both, one))
     for key, value in expected.items():
         assert np.isnan(value) == np.isnan(ours[key])
         found["metrics"] = max(found["metrics"], 0.0 if np.isnan(value) else abs(ours[key] - value) / max(1.0, abs(value)))
-measured = [stepper.measure(*batch, 0.001)["rmse"] for stepper in (both, one)]
+measured = [stepper.measure(batch, 0.001)["rmse"] for stepper in (both, one)]
 found["measured"] = abs(measured[0] - measured[1])
 for name, (a, b) in {
     "state": (both.model().state(), one.model().state()),

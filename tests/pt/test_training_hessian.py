@@ -15,6 +15,8 @@ from dpmodel.fittings import EnerFittingConfig
 from dpmodel.input.sections import AdamConfig
 from dpmodel.losses import EnerLoss, EnerLossConfig
 from dpmodel.models import Model, StandardModel, builder_of
+from dpmodel.training.batches import Prepared
+from dpmodel.training.stepper import StepOptions
 
 LOSS = EnerLoss(EnerLossConfig(start_pref_e=0.5, start_pref_f=2.0, start_pref_h=3.0, limit_pref_h=1.0), 1e-3)
 LR = 1e-3
@@ -42,11 +44,11 @@ def make_batch(model: Model) -> tuple[Any, dict[str, np.ndarray], dict[str, floa
 
 
 def stepper(model: Model, name: str = "pt", loss: Any = LOSS, **options: Any) -> Any:
-    return get_trainer(name).stepper(model, loss, AdamConfig(), device="cpu", **options)
+    return get_trainer(name).stepper(model, {"": loss}, AdamConfig(), device="cpu", options=StepOptions(**options))
 
 
 def value(model: Model, batch: Any) -> float:
-    return stepper(model).measure(*batch, LR)["rmse"] ** 2
+    return stepper(model).measure(Prepared(*batch), LR)["rmse"] ** 2
 
 
 @pytest.mark.parametrize("backend", ["pt", "pt_expt"])
@@ -74,7 +76,7 @@ def test_gradients_are_those_of_the_loss(backend: str) -> None:
 def test_the_hessian_is_computed_only_where_there_is_a_label() -> None:
     model = make_model()
     graph, labels, found = make_batch(model)
-    metrics = stepper(model).measure(graph, labels, {**found, "hessian": 0.0}, LR)
+    metrics = stepper(model).measure(Prepared(graph, labels, {**found, "hessian": 0.0}), LR)
     assert np.isnan(metrics["rmse_h"]) and np.isfinite(metrics["rmse_f"])
 
 
@@ -85,7 +87,7 @@ def test_training_lowers_the_loss() -> None:
     off = {f"{when}_pref_{term}": 0.0 for when in ("start", "limit") for term in "ef"}
     ours = stepper(model, loss=EnerLoss(EnerLossConfig(**off, start_pref_h=1.0), 1e-2))
     flat = {**labels, "hessian": 0.0 * labels["hessian"]}
-    values = [ours.step(graph, flat, found, 1e-2)()["rmse_h"] for _ in range(20)]
+    values = [ours.step([Prepared(graph, flat, found)], 1e-2)()["rmse_h"] for _ in range(20)]
     assert values[-1] < 0.5 * values[0]
 
 
@@ -102,7 +104,7 @@ def test_jax_takes_the_same_steps() -> None:
     batch = make_batch(model)
     ours, theirs = stepper(model), stepper(model, "jax")
     for _ in range(3):
-        one, other = (each.step(*batch, LR)() for each in (ours, theirs))
+        one, other = (each.step([Prepared(*batch)], LR)() for each in (ours, theirs))
         assert one.keys() == other.keys()
         for name in one:
             np.testing.assert_allclose(other[name], one[name], rtol=1e-9)

@@ -26,7 +26,7 @@ from dpmodel.statistics.fit import fit_statistics
 from dpmodel.training.batches import Prepared, prepare
 from dpmodel.training.checkpoint import Checkpoint
 from dpmodel.training.run import train
-from dpmodel.training.stepper import NonFiniteError
+from dpmodel.training.stepper import NonFiniteError, StepOptions
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -53,8 +53,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def stepper_of(model: Any, overrides: Any = OVERRIDES, optimizer: Config | None = None, **options: Any) -> TorchStepper:
     norm = options.pop("gradient_max_norm", None)
     return TorchStepper(
-        model, build_loss(EnerLossConfig(**options), 0.001), optimizer or AdamConfig(), device=torch.device("cpu"),
-        overrides=override_table(overrides), gradient_max_norm=norm,
+        model, {"": build_loss(EnerLossConfig(**options), 0.001)}, optimizer or AdamConfig(), device=torch.device("cpu"),
+        overrides=override_table(overrides), options=StepOptions(gradient_max_norm=norm),
     )  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def test_frozen_layers_stay(trainable: Any, descriptor: bool, optimizer: Config)
         return
     stepper, batch = stepper_of(model, optimizer=optimizer), batch_of(model, (9, 12))
     for _ in range(2):
-        stepper.step(*batch, 0.01)
+        stepper.step([batch], 0.01)
     before, after = model.state(), stepper.model().state()
     moved = {name for name in before if not np.array_equal(before[name], after[name])}
     layers = trainable if isinstance(trainable, list) else [trainable] * 3
@@ -172,7 +172,7 @@ def test_clipping(size: float, max_norm: float) -> None:
     given = {k: size * torch.randn(p.shape, generator=generator, dtype=p.dtype) for k, p in stepper._trained.items()}
     for key, p in stepper._trained.items():
         p.grad = given[key].clone()
-    stepper._check_and_clip(torch.tensor(0.0))
+    stepper._check_and_clip([torch.tensor(0.0)])
     clipped = {key: p.grad for key, p in stepper._trained.items()}
     largest = max(float(g.abs().max()) for g in given.values())
     scaled = {key: g / largest if largest else g for key, g in given.items()}
@@ -195,7 +195,7 @@ def test_clipping_of_huge_numbers_in_float32() -> None:
     stepper = stepper_of(model, gradient_max_norm=1.0)
     for p in stepper._trained.values():
         p.grad = torch.full_like(p, 1e38)
-    stepper._check_and_clip(torch.tensor(0.0))
+    stepper._check_and_clip([torch.tensor(0.0)])
     norm = float(sum((p.grad.double() ** 2).sum() for p in stepper._trained.values())) ** 0.5
     np.testing.assert_allclose(norm, 1.0, rtol=1e-6)
 
@@ -210,11 +210,11 @@ def test_a_gradient_that_is_no_number(bad: float, max_norm: float | None) -> Non
     name = "descriptor.networks.2.layers.1.w"
     stepper._trained[name].grad[0, 0] = bad
     with pytest.raises(NonFiniteError, match=rf"loss 7.*in {name}$"):
-        stepper._check_and_clip(torch.tensor(7.0))
+        stepper._check_and_clip([torch.tensor(7.0)])
     batch = batch_of(model, (9, 12))
     batch.labels["force"][0] = bad
     with pytest.raises(NonFiniteError, match=r"fitting.*and \d+ more|descriptor.*and \d+ more"):
-        stepper.step(*batch, 0.01)
+        stepper.step([batch], 0.01)
     assert all(np.array_equal(value, stepper.model().state()[key]) for key, value in model.state().items())
 
 
@@ -248,9 +248,9 @@ def test_metrics_of_absent_labels(workshop: Any) -> None:
     model = tiny_model()
     stepper, batch = stepper_of(model, start_pref_v=1.0), batch_of(model, (4, 5))
     found = {**batch.found, "virial": 0.0}
-    metrics = stepper.step(batch.graph, batch.labels, found, 0.001)()
+    metrics = stepper.step([batch._replace(found=found)], 0.001)()
     assert np.isnan(metrics["rmse_v"]) and np.isfinite(metrics["rmse"])
-    again = stepper.measure(batch.graph, batch.labels, found, 0.001)
+    again = stepper.measure(batch._replace(found=found), 0.001)
     assert again.keys() == metrics.keys() and again["rmse"] < metrics["rmse"]
 
 
@@ -259,7 +259,7 @@ def test_optimizer_state_that_does_not_fit() -> None:
     stepper = stepper_of(model)
     assert not any(stepper.optimizer_state().values())
     stepper.load_optimizer_state(stepper.optimizer_state())
-    stepper.step(*batch_of(model, (4,)), 0.01)
+    stepper.step([batch_of(model, (4,))], 0.01)
     state = stepper.optimizer_state()
     with pytest.raises(InputError, match=r"missing .*exp_avg_sq"):
         stepper_of(model).load_optimizer_state({k: v for k, v in state.items() if k != "exp_avg_sq"})

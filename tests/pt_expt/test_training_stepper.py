@@ -20,6 +20,7 @@ from dpmodel.errors import BackendError
 from dpmodel.input.sections import AdamConfig
 from dpmodel.losses import EnerLossConfig, build_loss
 from dpmodel.models import Model
+from dpmodel.training.stepper import StepOptions
 
 from .steps import MODELS, SIZES, WANTED, assert_same, batch_of, eager, se_a
 
@@ -30,7 +31,11 @@ PLAIN = se_a(types=("A",))
 def stepper_of(model: Model, *, backend: str = "pt_expt", compile: bool = False, **options: Any) -> Any:
     loss = {"start_pref_v": 0.5, "start_pref_ae": 3.0, **options}
     return get_trainer(backend).stepper(
-        model, build_loss(EnerLossConfig(**loss), 0.01), AdamConfig(), device="cpu", compile=compile
+        model,
+        {"": build_loss(EnerLossConfig(**loss), 0.01)},
+        AdamConfig(),
+        device="cpu",
+        options=StepOptions(compile=compile),
     )
 
 
@@ -43,11 +48,11 @@ def test_adam_steps(name: str) -> None:
     assert [type(stepper) for stepper in steppers] == [CompiledStepper, TorchStepper, TorchStepper]
     for k, sizes in enumerate([(9, 4), (3,), (12, 7, 1), (1, 0)]):
         batch = batch_of(model, sizes, seed=k)
-        shown = [stepper.step(*batch, 0.01)() for stepper in steppers]
+        shown = [stepper.step([batch], 0.01)() for stepper in steppers]
         for other in shown[1:]:
             assert shown[0] == pytest.approx(other, rel=1e-10)
     check = batch_of(model, (6, 2), seed=9)
-    measured = [stepper.measure(*check, 0.01) for stepper in steppers]
+    measured = [stepper.measure(check, 0.01) for stepper in steppers]
     for other in measured[1:]:
         assert measured[0] == pytest.approx(other, rel=1e-9)
     states = [stepper.model().state() for stepper in steppers]
@@ -59,10 +64,13 @@ def test_adam_steps(name: str) -> None:
         assert slot["step"] == slots[0]["step"]
     moved = [path for path, value in model.state().items() if not np.array_equal(value, states[0][path])]
     assert len(moved) > 10
-    assert steppers[0].compiled.compilations() == 1
-    np.testing.assert_allclose(
-        steppers[0].predict(check.graph)["energy"], steppers[1].predict(check.graph)["energy"], rtol=1e-12
-    )
+    assert steppers[0].compiled[""].compilations() == 1
+    shown = []
+    for stepper in steppers:
+        with stepper.evaluating() as evaluator:
+            shown.append(evaluator(check.graph, forces=True, atomic=False)["force"])
+    np.testing.assert_allclose(shown[0], shown[1], rtol=1e-12)
+    np.testing.assert_allclose(shown[0], shown[2], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.usefixtures("traced_only")
@@ -79,8 +87,8 @@ def test_terms_of_the_loss(options: dict[str, float], wanted: set[str]) -> None:
     one, two = (stepper_of(model, compile=compiled, **options) for compiled in (True, False))
     batch = batch_of(model, (4, 3))
     for _ in range(3):
-        assert one.step(*batch, 0.01)() == pytest.approx(two.step(*batch, 0.01)(), rel=1e-10)
-    assert one.compiled.wanted == wanted
+        assert one.step([batch], 0.01)() == pytest.approx(two.step([batch], 0.01)(), rel=1e-10)
+    assert one.compiled[""].wanted == wanted
     before, after, expected = (op.state() for op in (model, one.model(), two.model()))
     for name, value in expected.items():
         np.testing.assert_allclose(after[name], value, rtol=0, atol=1e-8, err_msg=name)
@@ -99,15 +107,15 @@ def test_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
     for k, sizes in enumerate([(9, 4), (1,), (12, 7, 1)]):
         batch = batch_of(model, sizes, seed=k)
         graph = graph_to_torch(batch.graph)
-        assert_same(compiled.module, compiled.compiled(graph), eager(compiled.module, graph))
-        assert compiled.step(*batch, 0.01)() == pytest.approx(plain.step(*batch, 0.01)(), rel=1e-9)
+        assert_same(compiled.module, compiled.compiled[""](graph), eager(compiled.module, graph))
+        assert compiled.step([batch], 0.01)() == pytest.approx(plain.step([batch], 0.01)(), rel=1e-9)
     for name, value in plain.model().state().items():
         np.testing.assert_allclose(compiled.model().state()[name], value, rtol=0, atol=1e-8, err_msg=name)
-    assert compiled.compiled.compilations() == 1
+    assert compiled.compiled[""].compilations() == 1
     monkeypatch.setattr(compilation, "_SHARED", weakref.WeakValueDictionary())  # as another process
     hits = counters["inductor"]["fxgraph_cache_hit"]
     again = stepper_of(model, compile=True)
-    assert_same(again.module, again.compiled(graph), eager(again.module, graph))
+    assert_same(again.module, again.compiled[""](graph), eager(again.module, graph))
     assert counters["inductor"]["fxgraph_cache_hit"] - hits == 2  # forward and backward
 
 

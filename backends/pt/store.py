@@ -1,0 +1,143 @@
+"""Where the parameters of a model in training lie, and what follows from that: in one process, in its module.
+
+The stores of several processes (`distributed`) are subclasses. All that a stepper and its optimizer do is written once,
+in terms of this interface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+__all__ = ["Report", "Store", "local", "model_state"]
+
+
+class Report(NamedTuple):
+    """What is known of the gradient of a step, over all ranks, before clipping."""
+
+    largest: float
+    """The largest absolute value; infinite or NaN where a number of the gradient is."""
+    relative: float
+    """The 2-norm divided by `largest`."""
+
+
+def model_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters, then buffers, by name."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def local(tensor: Any) -> torch.Tensor:
+    """What this rank holds of a tensor: itself, or its part of a sharded one."""
+    with torch.no_grad():
+        found: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return found
+
+
+class Store:
+    """Parameters whole, in the module, which this process alone trains.
+
+    Args:
+        module: the model on its device, with `requires_grad` as it is to be trained.
+        parts: by task, the modules inside it that are called.
+    """
+
+    stage = 0
+    together = True
+    """Whether all batches of a step are computed inside one `whole`."""
+
+    def __init__(self, module: torch.nn.Module, parts: Mapping[str, torch.nn.Module]) -> None:
+        self.module, self.parts = module, dict(parts)
+        self.device = next((t.device for t in model_state(module).values()), torch.device("cpu"))
+
+    @property
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """All parameters by (first) path, as this rank holds them between steps."""
+        return dict(self.module.named_parameters())
+
+    def owned(self, names: Sequence[str]) -> Sequence[str]:
+        """Those of the trained parameters that this rank updates."""
+        return names
+
+    # --- computing --------------------------------------------------------------------------------------
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside, the module of every rank holds whole parameters. Collective on entering."""
+        yield
+
+    def leaves(self) -> list[torch.Tensor]:
+        """What gradients are taken of, inside `whole`."""
+        return [p for p in self.module.parameters() if p.requires_grad]
+
+    def function(self, task: str) -> Callable[..., dict[str, torch.Tensor]]:
+        """The model of a task, to be called with a graph inside `whole`."""
+        return self.parts[task]
+
+    def called(self, task: str) -> torch.nn.Module:
+        """What computes a task's model when the tensors of `state` are put in."""
+        return self.parts[task]
+
+    def state(self, task: str) -> dict[str, torch.Tensor]:
+        """The tensors of a task's model by path inside it, whole inside `whole`: `model_state` of its part."""
+        return model_state(self.parts[task])
+
+    # --- gradients --------------------------------------------------------------------------------------
+
+    def absorb(self) -> None:
+        """The batches of one `whole`, which is not left yet, were differentiated. Collective."""
+
+    def reduce(self, trained: Mapping[str, torch.nn.Parameter], count: int) -> None:
+        """Make the sums of gradients over `count` batches means, over those of all ranks. Collective."""
+        if count > 1:
+            for p in trained.values():
+                if p.grad is not None:
+                    p.grad.div_(count)
+
+    def report(self, gradients: Sequence[torch.Tensor]) -> Report:
+        """Of gradients as this rank holds them. The norm is c ||g / c|| with c = max |g|, in float64, so that it neither overflows nor vanishes."""
+        flat = torch.cat([g.reshape(-1) for g in gradients]).double()
+        largest = flat.abs().max()
+        relative = torch.linalg.vector_norm(flat / torch.where(largest > 0, largest, 1.0))
+        # One transfer from the device for both numbers.
+        return Report(*torch.stack([largest, relative]).tolist())
+
+    def bad(self, gradients: Mapping[str, torch.Tensor]) -> list[str]:
+        """The names of gradients that hold numbers which are not finite, on any rank."""
+        return [name for name, g in gradients.items() if not bool(torch.isfinite(g).all())]
+
+    def wait(self, what: str) -> None:
+        """Until all ranks are here, which may take them long. Collective."""
+
+    def updated(self, names: Sequence[str]) -> None:
+        """The optimizer has updated those of these parameters that this rank owns."""
+
+    # --- states -----------------------------------------------------------------------------------------
+
+    def gather(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        """Tensors that are laid out like parameters, whole, as arrays of their own. Collective."""
+        return {name: value.detach().cpu().numpy().copy() for name, value in tensors.items()}
+
+    def part(self, name: str, array: np.ndarray) -> torch.Tensor:
+        """What this rank holds of an array of the shape of a parameter, laid out like it."""
+        return torch.tensor(np.asarray(array), device=self.device)
+
+    def slots(
+        self, found: Mapping[str, Mapping[str, torch.Tensor]], order: Sequence[str]
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """Slots of the optimizer by name and path, whole on every rank; counts as float64. Collective.
+
+        order: the paths of all trained parameters, the same on all ranks.
+        """
+        whole = {slot: self.gather(tensors) for slot, tensors in found.items()}
+        return {
+            slot: {path: np.asarray(float(v)) if slot == "step" else v for path, v in values.items()}
+            for slot, values in whole.items()
+        }
+
+    def total(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks. Collective."""
+        return tensor
