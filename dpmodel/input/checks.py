@@ -14,6 +14,7 @@ from dpmodel.input.optimizers import AdamWConfig, check_optimizer, optimizer_not
 from dpmodel.input.sections import ModelConfig, TaskDataConfig, ValidatingConfig
 from dpmodel.input.values import show
 from dpmodel.losses import EnerLossConfig
+from dpmodel.losses.base import LossConfig
 from dpmodel.models.build import check_preset
 from dpmodel.models.config import ModelSection
 from dpmodel.models.multi_task import Shared, levels_of, section_at, what_levels
@@ -255,9 +256,6 @@ def _virtual(model: ModelSection) -> Any:
 
 # --- validation ---------------------------------------------------------------------------------------
 
-_OF_METRIC = {"ener": {"E": "e", "F": "f", "V": "v"}, "ener_spin": {"E": "e", "FR": "fr", "FM": "fm"}}
-"""By loss, the quantities that full validation measures, and the prefactors of their terms."""
-
 
 def validated(validating: ValidatingConfig, tasks: Mapping[str, tuple[Config, TaskDataConfig]]) -> list[str]:
     """Tasks with validation data whose loss has the quantity of the metric. tasks: by name, loss and data."""
@@ -265,7 +263,7 @@ def validated(validating: ValidatingConfig, tasks: Mapping[str, tuple[Config, Ta
     return [
         name
         for name, (loss, data) in tasks.items()
-        if data.validation_data is not None and family in _OF_METRIC.get(loss.key, {})
+        if data.validation_data is not None and family in cast(LossConfig, loss).metric_terms()
     ]
 
 
@@ -290,19 +288,19 @@ def _check_validating(inp: Input) -> None:
         if inp.multi and name not in inp.validated_tasks():
             continue
         path = f"loss_dict.{name}" if inp.multi else "loss"
-        known = _OF_METRIC.get(task.loss.key)
-        if known is None:
-            raise InputError(f"validating.full_validation: goes with loss.type ener or ener_spin, got {task.loss.key}")
+        loss = cast(LossConfig, task.loss)
+        known = loss.metric_terms()
         if family not in known:
             raise InputError(
-                f"validating.validation_metric: expected one of {', '.join(known)} with {path}.type {task.loss.key}, got "
+                f"validating.validation_metric: expected one of {', '.join(known)} with {path}.type {loss.key}, got "
                 f"{show(validating.validation_metric)}"
             )
         if task.data.validation_data is None:
             raise InputError("validating.full_validation: needs training.validation_data, the data to validate on")
-        for side in ("start", "limit"):
+        for side, value in zip(("start", "limit"), loss.prefactors(known[family]), strict=True):
             option = f"{side}_pref_{known[family]}"
-            if getattr(task.loss, option) == 0:
+            option = option if option in loss.options() else "pref_atomic" if family == "L" else "pref"
+            if value == 0:
                 raise InputError(
                     f"validating.validation_metric: {show(validating.validation_metric)} is not trained from start to end, as "
                     f"{path}.{option} is 0; choose another metric, or another prefactor"

@@ -84,8 +84,8 @@ def _weights_by_task(value: FrozenDict) -> str | None:
 
 
 def _metric(value: str) -> str | None:
-    fits = re.fullmatch(r"(e|f|v|fr|fm):(mae|rmse)", value, re.IGNORECASE)
-    return None if fits else "E, F or V (with spin E, FR, FM), a colon, MAE or RMSE; as in E:MAE"
+    fits = re.fullmatch(r"(e|f|v|fr|fm|g|l):(mae|rmse)", value, re.IGNORECASE)
+    return None if fits else "E, F or V (with spin E, FR, FM; of other models G, L), a colon, MAE or RMSE; as in E:MAE"
 
 
 # --- training -----------------------------------------------------------------------------------------
@@ -284,7 +284,10 @@ class ValidatingConfig(Config):
     save_best_dir: str | None = option(None, "Folder of the best checkpoints; null: that of training.save_ckpt.")
     max_best_ckpt: int = option(1, "How many of the best checkpoints are kept.", check=positive)
     validation_metric: str = option(
-        "E:MAE", "What is best: the quantity (E, F, V; with spin E, FR, FM), a colon, MAE or RMSE.", check=_metric
+        "E:MAE",
+        "What is best: the quantity (E, F, V; with spin E, FR, FM; of other models G for frames, L for atoms), a colon, MAE "
+        "or RMSE.",
+        check=_metric,
     )
     full_val_file: str = option("val.log", "Table of the validations.")
     full_val_start: float = option(

@@ -152,7 +152,7 @@ class FullValidation:
         state: Mapping[str, Any] | None = None,
         restored_step: int | None = None,
     ) -> None:
-        """Open the data and check everything. Writes nothing.
+        """Open the data and check everything; collective. Writes nothing.
 
         options: the section `validating`. tasks: by name, "" for a single one, in the order of the model; those without
         validation data are left out. backend: that trains. averaged: of the averaged weights; file names get `_ema`
@@ -170,8 +170,9 @@ class FullValidation:
             raise InputError(
                 "validating: full validation needs training.validation_data; add it, or remove full_validation"
             )
-        self.tasks = {name: _Task(name, task, backend) for name, task in tasks.items()}
-        self.ranking = self._shares()
+        with world.agreement("opening the validation data"):
+            self.tasks = {name: _Task(name, task, backend) for name, task in tasks.items()}
+            self.ranking = self._shares()
         folder = Path(save_ckpt).parent if options.save_best_dir is None else Path(options.save_best_dir)
         best, log = (averaged_name(name) if averaged else name for name in (BEST_NAME, options.full_val_file))
         self.best = BestCheckpoints(best, folder, keep=options.max_best_ckpt)
