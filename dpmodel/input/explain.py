@@ -25,6 +25,8 @@ def explain(error: ArgumentError, root: type[Config], data: Any) -> InputError:
         return InputError(f"{'.'.join(parts) or 'input'}: {error.message}")
     key, (cls, info, here) = found.group(1), _descend(root, data, parts)
     path = ".".join([*parts, key])
+    if parts and parts[-1] == key and not isinstance(here, dict) and "requires dict" in (error.message or ""):
+        return InputError(f"{'.'.join(parts)}: expected a section {{...}}, got {show(here)}")
     if key == "type" and info is not None and info.kinds is not None and any(kind.key for kind in info.kinds()):
         return _wrong_kind(".".join(parts), info, here)
     if cls is None:

@@ -60,6 +60,9 @@ def expand(model: Mapping[str, Any]) -> Expanded:
         _check_name(name)
     own = ("model_dict", "shared_dict")
     common = {key: value for key, value in model.items() if key not in own and not key.startswith("_")}
+    for key in common:
+        if close := difflib.get_close_matches(key, own, n=1, cutoff=0.8):
+            raise InputError(f'model.{key}: unknown key; did you mean "{close[0]}"?')
     walk = _Walk(definitions)
     models: dict[str, dict[str, Any]] = {}
     origins: list[tuple[str, str]] = []
