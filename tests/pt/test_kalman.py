@@ -12,7 +12,7 @@ import torch
 
 from dpmodel.backends.pt.optimizers import LKF, Observation, kalman_step
 from dpmodel.backends.pt.optimizers.kalman import _blocks
-from dpmodel.errors import InputError
+from dpmodel.errors import BackendError, InputError
 from dpmodel.training.stepper import NonFiniteError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -114,6 +114,19 @@ def test_parameters_in_float32_have_a_covariance_in_float64() -> None:
     optimizer.update(torch.tensor(0.5), [torch.ones(3, 2)])
     assert named[0][1].dtype == torch.float32
     assert optimizer.covariances[0].dtype == torch.float64
+
+
+def test_memory_is_said_and_asked_for(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def eye(size: int, **options: Any) -> torch.Tensor:
+        raise RuntimeError("not enough memory: you tried to allocate 800000000 bytes.\nmore")
+
+    monkeypatch.setattr(torch, "eye", eye)
+    named: Named = [("w", torch.nn.Parameter(torch.empty(20000)))]
+    with pytest.raises(
+        BackendError, match=r"LKF, 2 blocks, take 1.5 GiB, which cpu does not have \(not enough .* bytes"
+    ):
+        LKF(named, blocksize=10000)
+    assert "a smaller optimizer.kf_blocksize takes proportionally less" in caplog.text
 
 
 @pytest.mark.parametrize("where", ["error", "gradient"])

@@ -18,6 +18,7 @@ positive eigenvalues to rounding.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,10 +26,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpmodel.errors import InputError
+from dpmodel.errors import BackendError, InputError
 from dpmodel.training.stepper import NonFiniteError, OptimizerState
 
 __all__ = ["LKF", "Observation", "kalman_step"]
+
+logger = logging.getLogger(__name__)
 
 _NU = 0.9987
 _GROUPS, _ATOMS = 4, 6
@@ -59,11 +62,9 @@ class LKF(torch.optim.Optimizer):
         self.names = tuple(name for name, _ in named)
         self.parameters: tuple[torch.nn.Parameter, ...] = tuple(p for _, p in named)
         self.blocks = _blocks([p.numel() for p in self.parameters], blocksize)
-        device = self.parameters[0].device
-        self.covariances = [
-            torch.eye(sum(stop - start for _, start, stop in block), dtype=torch.float64, device=device)
-            for block in self.blocks
-        ]
+        self.covariances = _units(
+            [sum(stop - start for _, start, stop in block) for block in self.blocks], self.parameters[0].device
+        )
         self.forgetting = 0.98
         self.steps = 0
         self.seed = seed
@@ -146,6 +147,21 @@ class LKF(torch.optim.Optimizer):
             flat[start:stop] += step[first : first + stop - start].to(p.dtype)
             p.copy_(flat.reshape(p.T.shape).T if p.ndim == 2 else flat.reshape(p.shape))
             first += stop - start
+
+
+def _units(sizes: Sequence[int], device: torch.device) -> list[Tensor]:
+    """Unit matrices. Raises BackendError where there is no memory for them."""
+    gib = sum(8 * size**2 for size in sizes) / 2**30
+    what = f"the covariances of the optimizer LKF, {len(sizes)} blocks, take {gib:.1f} GiB"
+    if gib > 1:
+        logger.warning("%s; a smaller optimizer.kf_blocksize takes proportionally less", what)
+    try:
+        return [torch.eye(size, dtype=torch.float64, device=device) for size in sizes]
+    except (RuntimeError, MemoryError) as problem:
+        text = str(problem).partition("\n")[0]
+        raise BackendError(
+            f"{what}, which {device} does not have ({text}); choose a smaller optimizer.kf_blocksize or another optimizer"
+        ) from problem
 
 
 def _packed(gradient: Tensor) -> Tensor:
