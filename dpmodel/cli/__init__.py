@@ -9,9 +9,12 @@ comes too. Ctrl-C is 130. Each command lives in a module of this package, import
 
 from __future__ import annotations
 
+import argparse
 import io
+import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
@@ -24,7 +27,31 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line (None: that of the process) and return its exit status."""
+    """Run one command line (None: that of the process) and return its exit status.
+
+    One of several processes of a run (`torchrun`) that fails says so and ends at once, without the handlers of an orderly
+    exit: in them it would wait for the others, and they for it.
+    """
+    if not _several():
+        return _main(argv)
+    try:
+        status = _main(argv)
+    except BaseException:  # noqa: BLE001 - whatever it is, the others must not wait for this process
+        traceback.print_exc()
+        status = 1
+    if status:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _several() -> bool:
+    return os.environ.get("WORLD_SIZE", "").strip() not in ("", "1")
+
+
+def _main(argv: Sequence[str] | None) -> int:
     debug = False
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # "Å" on a terminal that has only ASCII
@@ -32,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = make_parser().parse_args(argv)
         debug = args.log_level == "DEBUG"
-        with logging_to(args.log_level, args.log_path):
+        with logging_to(args.log_level, _own_log(args)):
             import_module(MODULES[args.command]).run(args)
             sys.stdout.flush()
     except SystemExit as leave:  # argparse, after help (0) or a wrong command line (2)
@@ -44,6 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except DPError as error:
+        if getattr(error, "told", False):  # by another process of the run, which the launcher lets end first
+            time.sleep(0.5)
+            return 1
         return _fail(str(error), debug, 1)
     except OSError as error:
         return _fail(_explain(error), debug, 1)
@@ -57,8 +87,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fail(message: str, debug: bool, status: int) -> int:
     if debug:
         traceback.print_exc()
-    print(f"dpmodel: error: {' '.join(message.split())}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0").strip()
+    where = f"rank {rank}: " if _several() and rank != "0" else ""
+    print(f"dpmodel: error: {where}{' '.join(message.split())}", file=sys.stderr)
     return status
+
+
+def _own_log(args: argparse.Namespace) -> str | None:
+    """The file of the log: with several processes that of the first, or one for each."""
+    path: str | None = args.log_path
+    rank = os.environ.get("RANK", "0").strip()
+    if path is None or not _several() or rank == "0":
+        return path
+    mode = getattr(args, "mpi_log", "master")
+    return {"collect": path, "workers": f"{path}.{rank}"}.get(mode)
 
 
 _OUT_OF_MEMORY = (

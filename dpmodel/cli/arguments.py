@@ -139,10 +139,11 @@ def _add_train(commands: Any) -> None:
         "--skip-neighbor-stat", action="store_true", help='do not compare sel with the data ("auto" is still resolved)'
     )
     parser.add_argument("--stop-at", type=int, metavar="STEP", help="save and leave after this step")
-    # One process writes one log; the choices differ only with several.
     parser.add_argument(
-        "-m", "--mpi-log", choices=("master", "collect", "workers"), default="master", help=argparse.SUPPRESS
-    )
+        "-m", "--mpi-log", choices=("master", "collect", "workers"), default="master",
+        help="with several processes: only the first says how the run goes (the default), all do, or all do and each has a "
+        "log file of its own (--log-path with .1, .2, ...)",
+    )  # fmt: skip
     _add_device(parser)
 
 
@@ -168,9 +169,7 @@ def _add_test(commands: Any) -> None:
     )
     parser.add_argument("-a", "--atomic", action="store_true", help="test the energies of atoms too")
     parser.add_argument("--json", metavar="FILE", help="write the numbers to this file as well")
-    parser.add_argument(
-        "--head", "--model-branch", dest="head", metavar="NAME", help="the task of a multi-task model"
-    )
+    parser.add_argument("--head", "--model-branch", dest="head", metavar="NAME", help="the task of a multi-task model")
     _add_device(parser)
 
 
@@ -189,9 +188,7 @@ def _add_freeze(commands: Any) -> None:
         metavar="FILE",
         help=".pt2: compiled for one process and many; .hlo: a StableHLO program; default: model.pt2",
     )
-    parser.add_argument(
-        "--head", "--model-branch", dest="head", metavar="NAME", help="the task of a multi-task model"
-    )
+    parser.add_argument("--head", "--model-branch", dest="head", metavar="NAME", help="the task of a multi-task model")
     parser.add_argument(
         "--atomic-virial", action="store_true", help="compile per-atom virials (stresses) too; a .hlo has them always"
     )
@@ -214,9 +211,7 @@ def _add_convert(commands: Any) -> None:
     )
     parser.add_argument("source", metavar="IN", help=".dp, .yaml, .json, or a checkpoint, also DeePMD-kit's .pt")
     parser.add_argument("target", metavar="OUT", help=".dp, .yaml or .json")
-    parser.add_argument(
-        "--head", "--model-branch", dest="head", metavar="NAME", help="the task of a multi-task model"
-    )
+    parser.add_argument("--head", "--model-branch", dest="head", metavar="NAME", help="the task of a multi-task model")
     parser.add_argument(
         "--type-map", nargs="+", metavar="NAME",
         help="the types of the target: those of the source in another order, fewer, or more (to be trained)",
@@ -298,9 +293,7 @@ def _add_embed(commands: Any) -> None:
     parser.add_argument(
         "--dtype", choices=("fp32", "fp64", "native"), default="fp32", help="precision of the file; default: fp32"
     )
-    parser.add_argument(
-        "--head", "--model-branch", dest="head", metavar="NAME", help="the task of a multi-task model"
-    )
+    parser.add_argument("--head", "--model-branch", dest="head", metavar="NAME", help="the task of a multi-task model")
     _add_device(parser)
 
 
@@ -323,9 +316,7 @@ def _add_change_bias(commands: Any) -> None:
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="the new model; default: MODEL with _updated in its name"
     )
-    parser.add_argument(
-        "--head", "--model-branch", dest="head", metavar="NAME", help="the task of a multi-task model"
-    )
+    parser.add_argument("--head", "--model-branch", dest="head", metavar="NAME", help="the task of a multi-task model")
     _add_device(parser)
 
 

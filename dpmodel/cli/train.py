@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from dpmodel.training.run import train
 
@@ -20,5 +21,7 @@ def run(args: argparse.Namespace) -> None:
         backend=args.backend,
         device=args.device,
         skip_neighbor_stat=args.skip_neighbor_stat,
+        all_ranks_log=args.mpi_log != "master",
     )
-    print(final)
+    if os.environ.get("RANK", "0").strip() == "0":
+        print(final)

@@ -69,13 +69,18 @@ def run_length(
         epochs = _numbers(num_epoch_dict, tasks, "num_epoch_dict", above=True)
         parts = {name: epochs[name] * batches[name] for name in tasks}
         total = sum(parts.values(), Fraction(0))
-        return RunLength(_whole(total, "num_epoch_dict"), {name: part / total for name, part in parts.items()})
+        return RunLength(
+            _whole(total, "num_epoch_dict: these passes"), {name: part / total for name, part in parts.items()}
+        )
     if numb_epoch is not None:
         if numb_steps is not None:
             raise InputError("training.numb_steps and numb_epoch exclude each other; remove one")
         if len(tasks) > 1:
             raise InputError("training.numb_epoch is for one task; give num_epoch_dict, one number per task")
-        return RunLength(_whole(_decimal(numb_epoch) * batches[tasks[0]], "numb_epoch"), {tasks[0]: Fraction(1)})
+        return RunLength(
+            _whole(_decimal(numb_epoch) * batches[tasks[0]], f"numb_epoch: {numb_epoch:g} passes"),
+            {tasks[0]: Fraction(1)},
+        )
     if numb_steps is None:
         raise InputError("training: expected numb_steps, or a length in epochs (numb_epoch; num_epoch_dict with tasks)")
     if model_prob:
@@ -137,10 +142,10 @@ def _decimal(value: float) -> Fraction:
     return Fraction(str(value))
 
 
-def _whole(steps: Fraction, name: str) -> int:
+def _whole(steps: Fraction, what: str) -> int:
     count = math.ceil(steps)
     if count >= 2**53:
-        raise InputError(f"training.{name}: that is {float(steps):.3g} steps; lower it")
+        raise InputError(f"training.{what} are {float(steps):.3g} steps; lower it")
     return count
 
 

@@ -32,21 +32,20 @@ def check_places(
     Folders need not exist yet, except that of `output`. input_path: the input file, which nothing may overwrite.
     """
     training = inp.training
-    files = _files(inp)
-    families = [regular_family(inp)]
-    links = {"training.save_ckpt": families[0].link}
-    if training.enable_ema:
-        families.append(averaged_family(inp))
-        links["the averaged weights (training.enable_ema)"] = families[1].link
-    names = {name: str(path) for name, path in files.items()} | {"training.save_ckpt": training.save_ckpt}
+    names = {"training.save_ckpt": training.save_ckpt, **_names(inp)}
     names |= {} if output is None else {"--output": str(output)}
     for name, value in names.items():
         if not Path(value).name:
             raise InputError(f"{name}: expected the name of a file, got {value!r}")
         if name != "training.save_ckpt" and Path(value).is_dir():
             raise InputError(f"{name}: {value} is a folder; give the name of a file")
+    families = [regular_family(inp)]
+    links = {"training.save_ckpt": families[0].link}
+    if training.enable_ema:
+        families.append(averaged_family(inp))
+        links["the averaged weights (training.enable_ema)"] = families[1].link
     read_only = _statistics(inp, modes=("read",))
-    files = {**links, **files, **_statistics(inp)}
+    files = {**links, **{name: Path(value) for name, value in _names(inp).items()}, **_statistics(inp)}
     places = {name: path.parent for name, path in files.items() if name not in read_only}
     places["training.save_dir"] = families[0].folder
     if inp.validating.save_best_dir is not None:
@@ -70,7 +69,7 @@ def check_places(
     _check_apart(files, families, links)
 
 
-def _files(inp: Input) -> dict[str, Path]:
+def _names(inp: Input) -> dict[str, str]:
     """What the run writes besides checkpoints, statistics and the normalised input."""
     training, validating = inp.training, inp.validating
     files = {"training.disp_file": training.disp_file}
@@ -81,8 +80,10 @@ def _files(inp: Input) -> dict[str, Path]:
     if validating.full_validation:
         files["validating.full_val_file"] = validating.full_val_file
     if validating.ema_full_validation:
-        files["the log of ema_full_validation"] = averaged_name(validating.full_val_file)
-    return {name: Path(path) for name, path in files.items()}
+        files["the log of ema_full_validation"] = (
+            averaged_name(validating.full_val_file) if Path(validating.full_val_file).name else ""
+        )
+    return files
 
 
 def _statistics(inp: Input, modes: Sequence[str] = ("read", "update")) -> dict[str, Path]:

@@ -22,6 +22,16 @@ __all__ = ["Alone", "RankError", "World", "alone"]
 class RankError(DPError):
     """What another process of the run could not do; its message is that of the process."""
 
+    told = False
+    """Whether that process (or rank 0) says it to the user, so that this one need not. Other errors may have it too."""
+
+    @classmethod
+    def heard(cls, message: str) -> RankError:
+        """One that another process says."""
+        error = cls(message)
+        error.told = True
+        return error
+
 
 class World(Protocol):
     """The processes of a run. Methods other than properties are collective: all ranks call them, in the same order."""

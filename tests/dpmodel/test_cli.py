@@ -381,7 +381,7 @@ def test_train_gets_its_arguments(capsys, monkeypatch) -> None:
     assert path == "in.json"
     assert options == {
         "restart": "c.dp", "init_model": None, "stop_at": 7, "output": "o.json", "backend": "numpy", "device": None,
-        "skip_neighbor_stat": True,
+        "skip_neighbor_stat": True, "all_ranks_log": False,
     }  # fmt: skip
 
 

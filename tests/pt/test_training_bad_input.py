@@ -219,12 +219,15 @@ def test_seeds(workshop: Any, seed: Any) -> None:
 
 def test_notes_are_logged_once(workshop: Any, caplog: pytest.LogCaptureFixture) -> None:
     data = workshop.input(
-        optimizer={"type": "AdamW"}, training__time_training=False, training__acc_freq=3, nvnmd={"enable": False}
+        optimizer={"type": "AdamW"},
+        training__time_training=False,
+        training__disp_training=False,
+        nvnmd={"enable": False},
     )
     with caplog.at_level(logging.INFO):
         train(data, stop_at=1)
     messages = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    for part in ("optimizer.weight_decay: not given; AdamW's default 0.001", "acc_freq", "time_training", "nvnmd"):
+    for part in ("optimizer.weight_decay: not given; AdamW's default 0.001", "disp_training", "time_training", "nvnmd"):
         assert sum(part in message for message in messages) == 1, part
     assert len(messages) == len(set(messages))
 

@@ -110,7 +110,8 @@ class TorchWorld:
         for k, name in enumerate(values):
             found = [int(row[k]) for row in rows]
             if len(set(found)) > 1:
-                raise RankError(
+                kind = RankError if self.chief else RankError.heard
+                raise kind(
                     f"{name} is not the same on all ranks: {', '.join(f'{v} on rank {r}' for r, v in enumerate(found))}"
                 )
 
