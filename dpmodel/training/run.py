@@ -14,7 +14,7 @@ from dpmodel.backend import get_trainer
 from dpmodel.data import Sampler
 from dpmodel.errors import InputError
 from dpmodel.files.atomic import atomic_write
-from dpmodel.files.model_file import from_tree
+from dpmodel.files.model_file import models_from_tree
 from dpmodel.input import Input, load_input
 from dpmodel.statistics.change import bias_of
 from dpmodel.training.bias import change_biases
@@ -143,7 +143,7 @@ class _Run:
                 self.origin = Origin(find_model(init_model, types), str(init_model), exact=False)
             if found is not None:
                 name = "the checkpoint"
-                self.origin = Origin(from_tree(found.model, name), name, exact=True)
+                self.origin = Origin(models_from_tree(found.model, name), name, exact=True)
         content = {} if found is None else {name: getattr(found, name) for name in _SHARED}
         content = shared(world, content)
         if content:

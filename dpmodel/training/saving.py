@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from dpmodel import __version__
-from dpmodel.files.model_file import ModelFile, to_tree
+from dpmodel.files.model_file import ModelFile, TasksFile, to_tree
+from dpmodel.models.multi_task import MultiTask
 from dpmodel.training.checkpoint import Checkpoint
 from dpmodel.training.rotation import Family
 from dpmodel.training.stepper import NonFiniteError, Stepper
@@ -111,13 +112,13 @@ class Saver:
         return functools.partial(self._checkpoint, step, model, ema=ema, schedule={"num_steps": self.num_steps})
 
     def _checkpoint(self, step: int, model: Any, **content: Any) -> Checkpoint:
-        distances = [task.min_nbor_dist for task in self.tasks.values() if task.min_nbor_dist is not None]
-        file = ModelFile(
-            model=model,
-            definition=self._definition(),
-            min_nbor_dist=min(distances) if distances else None,
-            provenance={"dpmodel_input": self.normalised},
-        )
+        about: dict[str, Any] = {"definition": self._definition(), "provenance": {"dpmodel_input": self.normalised}}
+        distances = {name: task.min_nbor_dist for name, task in self.tasks.items()}
+        file: ModelFile | TasksFile
+        if isinstance(model, MultiTask):
+            file = TasksFile(model=model, min_nbor_dist=distances, **about)
+        else:
+            file = ModelFile(model=model, min_nbor_dist=distances[""], **about)
         return Checkpoint(
             step=step,
             model=to_tree(file),

@@ -12,7 +12,7 @@ import numpy as np
 from dpmodel.config import Config
 from dpmodel.data import Dataset
 from dpmodel.errors import InputError, ModelFileError
-from dpmodel.files.model_file import ModelFile, read_model
+from dpmodel.files.model_file import ModelFile, TasksFile, read_models
 from dpmodel.models import Model
 from dpmodel.models.multi_task import MultiTask
 from dpmodel.op import Kind, Op, children
@@ -84,15 +84,16 @@ def find_checkpoint(restart: str | Path, save_ckpt: str, save_dir: str | None) -
     return checkpoint
 
 
-def find_model(path: str | Path, type_map: Sequence[str]) -> ModelFile:
-    """The model whose weights are the start, for the types of the input. Raises ModelFileError."""
+def find_model(path: str | Path, type_map: Sequence[str]) -> ModelFile | TasksFile:
+    """The model, or those of several tasks, whose weights are the start, for the types of the input. Raises ModelFileError."""
     try:
-        found = read_model(path)
+        found = read_models(path)
     except FileNotFoundError as problem:
         raise ModelFileError(f"--init-model {path}: there is no such file") from problem
     logger.info("Weights and statistics from %s", path)
-    if found.model.type_map != tuple(type_map):
-        logger.warning("--init-model %s: its types %s become %s", path, list(found.model.type_map), list(type_map))
+    former = next(iter(by_task(found.model).values())).type_map
+    if former != tuple(type_map):
+        logger.warning("--init-model %s: its types %s become %s", path, list(former), list(type_map))
     try:
         return found.with_type_map(type_map)
     except InputError as problem:

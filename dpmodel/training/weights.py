@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpmodel.descriptors.base import Capacity
-from dpmodel.files.model_file import ModelFile
+from dpmodel.files.model_file import ModelFile, TasksFile
 from dpmodel.input import Input
 from dpmodel.models import builder_of
 from dpmodel.models.build import known_capacities
@@ -35,10 +35,12 @@ Values = dict[str, list[tuple[int, ...]]]
 class Origin:
     """Where weights come from, where they are not fresh."""
 
-    def __init__(self, file: ModelFile, name: str, *, exact: bool) -> None:
+    def __init__(self, file: ModelFile | TasksFile, name: str, *, exact: bool) -> None:
         """exact: a checkpoint that is gone on from. name: for messages."""
         self.file, self.name, self.exact = file, name, exact
         self.models = by_task(file.model)
+        distances = file.min_nbor_dist
+        self.min_nbor_dist = distances if isinstance(distances, Mapping) else {"": distances}
 
 
 def resolve_capacities(
@@ -67,7 +69,7 @@ def _capacities(task: Task, origin: Origin | None, skip: bool) -> list[tuple[int
     ]
     goes_on = origin is not None and origin.exact
     if goes_on and origin is not None:
-        task.min_nbor_dist = origin.file.min_nbor_dist
+        task.min_nbor_dist = origin.min_nbor_dist.get(task.name)
     if any(isinstance(value, str) for value in values) or not (skip or goes_on):
         values = [_counted(task, each, value) for each, value in zip(capacities, values, strict=True)]
     return [(value,) if isinstance(value, int) else tuple(value) for value in values]
