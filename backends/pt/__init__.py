@@ -84,6 +84,7 @@ class TorchBackend:
     name: ClassVar[str] = "pt"
     has_gradients: ClassVar[bool] = True
     compiles_training: ClassVar[bool] = False
+    optimizers: ClassVar[frozenset[str]] = frozenset(("Adam", "AdamW", "AdaMuon", "HybridMuon", "LKF"))
     overrides: ClassVar[Overrides] = override_table(OVERRIDES)
 
     def evaluator(self, model: Model, *, device: str | None = None, compile: bool = False) -> Evaluator:

@@ -23,6 +23,7 @@ from dpmodel.models import Model, builder_of
 from dpmodel.models.build import build_model
 from dpmodel.models.multi_task import MultiTask
 from dpmodel.training.batches import Prepared
+from dpmodel.training.run import train
 from dpmodel.training.stepper import StepOptions
 
 SE_A = {"type": "se_e2_a", "sel": [30, 30], "rcut": 4.0, "neuron": [3], "axis_neuron": 2, "seed": 1}
@@ -108,6 +109,19 @@ def test_optimizers_that_jax_lacks() -> None:
     loss = build_loss(EnerLossConfig(), 0.001, model.output())
     with pytest.raises(BackendError, match="Adam and AdamW, not with Other"):
         trainer.stepper(model, {"": loss}, Other(), device="cpu", options=StepOptions())
+
+
+@pytest.mark.parametrize("kind", ["AdaMuon", "HybridMuon", "LKF"])
+def test_runs_with_them_end_before_any_data_is_read(kind: str) -> None:
+    data = {
+        "model": {"type_map": ["A"], "descriptor": {"type": "se_e2_a", "sel": [5]}, "fitting_net": {}},
+        "learning_rate": {"start_lr": 0.001}, "optimizer": {"type": kind}, "loss": {},
+        "training": {"training_data": {"systems": ["nowhere"]}, "numb_steps": 1},
+    }  # fmt: skip
+    with pytest.raises(
+        InputError, match=rf"optimizer.type: expected one of Adam, AdamW on the backend jax, got {kind}"
+    ):
+        train(data, backend="jax")
 
 
 def test_accumulation_averages_and_frozen_parts() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from dpmodel.backend import get_trainer
 from dpmodel.backends.pt.optimizers import LKF, SLOTS, AdaMuon, HybridMuon, make_optimizer
 from dpmodel.backends.pt.optimizers.hybrid_muon import leaf, matrices
 from dpmodel.backends.pt.optimizers.orthogonal import PUBLISHED
@@ -373,3 +374,8 @@ def test_flat_valley(key: str) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.01 * losses[0]
+
+
+@pytest.mark.parametrize("backend", ["pt", "pt_expt"])
+def test_backends_say_what_they_have(backend: str) -> None:
+    assert get_trainer(backend).optimizers == set(SLOTS)
