@@ -127,11 +127,23 @@ def _add_train(commands: Any) -> None:
     start.add_argument("-r", "--restart", metavar="CKPT", help="go on from a checkpoint of the same run")
     start.add_argument("-i", "--init-model", metavar="MODEL", help="start with the parameters of a model or checkpoint")
     unavailable: dict[str, Any] = {"action": _Unavailable, "metavar": "X", "help": argparse.SUPPRESS}
-    start.add_argument("-t", "--finetune", const="; use --init-model", **unavailable)
+    start.add_argument(
+        "-t", "--finetune", metavar="MODEL",
+        help="start with the parameters of a pre-trained model, of one task or several, and biases that fit the data",
+    )  # fmt: skip
     start.add_argument("-f", "--init-frz-model", const="; use --init-model with a .dp file", **unavailable)
-    parser.add_argument("--model-branch", const="; models have one branch here", **unavailable)
-    for flag in ("--use-pretrain-script", "--force-load"):
-        parser.add_argument(flag, const="", nargs=0, action=_Unavailable, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--model-branch", metavar="HEAD",
+        help="with --finetune: the task of the pre-trained model, or RANDOM for its descriptor and a fresh fitting net",
+    )  # fmt: skip
+    parser.add_argument(
+        "--use-pretrain-script", action="store_true",
+        help="with --finetune: descriptor and fitting_net are those of the pre-trained model, whatever the input says",
+    )  # fmt: skip
+    parser.add_argument(
+        "--force-load", action="store_true",
+        help="with --finetune: what the pre-trained model lacks begins with fresh numbers",
+    )  # fmt: skip
     parser.add_argument(
         "-o", "--output", default="out.json", metavar="FILE", help="where the input goes with all defaults filled in"
     )

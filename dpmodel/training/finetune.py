@@ -40,7 +40,7 @@ from dpmodel.statistics.change import bias_of, with_bias
 from dpmodel.training.share import empty_types, with_empty_types
 from dpmodel.training.start import adopt
 
-__all__ = ["RANDOM", "SINGLE", "Origin", "Plan", "fine_tune", "plan_tasks"]
+__all__ = ["RANDOM", "SINGLE", "Origin", "Plan", "fine_tune", "plan_tasks", "source_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ def fine_tune(
     """
     names = list(plans)
     fresh = dict(model.models()) if isinstance(model, MultiTask) else {"": model}
-    sources = {name: _source(origin, plans[name], fresh[name].type_map) for name in names}
+    sources = {name: source_of(origin, plans[name], fresh[name].type_map) for name in names}
     added = {
         name: [symbol for symbol in fresh[name].type_map if symbol not in origin.heads[plans[name].head].model.type_map]
         for name in names
@@ -206,8 +206,8 @@ def _say(task: str, kind: str, where: str, added: Sequence[str]) -> None:
         logger.info("Types %s are new to the model: their statistics come from the data", ", ".join(added))
 
 
-def _source(origin: Origin, plan: Plan, type_map: Sequence[str]) -> Model:
-    """The pre-trained model for the types of the run."""
+def source_of(origin: Origin, plan: Plan, type_map: Sequence[str]) -> Model:
+    """The pre-trained model of a plan, for the types of the run. Raises ModelFileError."""
     try:
         return origin.heads[plan.head].model.with_type_map(type_map)
     except InputError as problem:

@@ -2,18 +2,54 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from dpmodel.config import thaw
 from dpmodel.errors import InputError, ModelFileError
 from dpmodel.files.model_file import ModelFile, read_heads
-from dpmodel.input import load_model
+from dpmodel.input import Input, load_model
 from dpmodel.models import Model, StandardModel
 from dpmodel.models.config import ModelSection
-from dpmodel.training.finetune import SINGLE, Origin, Plan
+from dpmodel.training.finetune import SINGLE, Origin, Plan, fine_tune, plan_tasks, source_of
 
-__all__ = ["open_origin", "with_pretrained_section"]
+__all__ = ["FineTuning", "open_origin", "with_pretrained_section", "with_sections"]
+
+
+class FineTuning:
+    """What a run takes of a pre-trained model; the chief has it. To weights it is an origin, see `dpmodel.training.weights`."""
+
+    exact = False
+
+    def __init__(self, path: str | Path, inp: Input, *, model_branch: str | None = None, force: bool = False) -> None:
+        """Open the file and make the plans. Raises ModelFileError, InputError, BackendError."""
+        heads = {name: task.finetune_head for name, task in inp.tasks.items()}
+        self.pretrained = open_origin(path)
+        self.plans = plan_tasks(self.pretrained, heads, model_branch)
+        self.force = force
+        types = {name: task.model.type_map for name, task in inp.tasks.items()}
+        self.models = {name: source_of(self.pretrained, plan, types[name]) for name, plan in self.plans.items()}
+        """By task, the pre-trained model for the types of the run."""
+        self.min_nbor_dist: dict[str, float | None] = {}
+
+    def sections(self, inp: Input) -> dict[str, dict[str, Any]]:
+        """By task, the model section with the pre-trained descriptor and fitting net, as plain data."""
+        return {
+            name: with_pretrained_section(task.model, self.pretrained, self.plans[name]).to_dict()
+            for name, task in inp.tasks.items()
+        }
+
+    def tuned(self, model: Any, *, fit: Callable[[Any], Any], change: Callable[[str, Model], Model]) -> Any:
+        """See `fine_tune`."""
+        return fine_tune(model, self.pretrained, self.plans, fit=fit, change=change, force=self.force)
+
+
+def with_sections(inp: Input, sections: Mapping[str, Mapping[str, Any]]) -> Input:
+    """The input with other model sections. Raises InputError."""
+    tasks = {name: dataclasses.replace(task, model=load_model(sections[name])) for name, task in inp.tasks.items()}
+    return dataclasses.replace(inp, tasks=tasks)
 
 
 def open_origin(path: str | Path) -> Origin:

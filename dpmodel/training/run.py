@@ -26,6 +26,7 @@ from dpmodel.training.length import TaskDraw
 from dpmodel.training.loop import Loop
 from dpmodel.training.observers import check_observers, make_observers
 from dpmodel.training.places import averaged_family, check_places, regular_family
+from dpmodel.training.pretrained import FineTuning, with_sections
 from dpmodel.training.progress import Progress
 from dpmodel.training.rotation import keep_count
 from dpmodel.training.saving import Saver
@@ -49,6 +50,10 @@ def train(
     *,
     restart: str | Path | None = None,
     init_model: str | Path | None = None,
+    finetune: str | Path | None = None,
+    model_branch: str | None = None,
+    use_pretrain_script: bool = False,
+    force_load: bool = False,
     stop_at: int | None = None,
     output: str | Path | None = "out.json",
     backend: str | None = None,
@@ -63,6 +68,11 @@ def train(
         restart: a checkpoint, or the name of a family ("model.ckpt"): go on exactly where it stopped. Without any
             checkpoint the run starts afresh and says so.
         init_model: a model file or checkpoint whose weights and statistics are the start of a new run.
+        finetune: a pre-trained model (file or checkpoint, of one task or several) that a new run begins with, see
+            `dpmodel.training.finetune`.
+        model_branch: its head that weights are taken of, or "RANDOM" for its descriptor alone; of inputs of one task.
+        use_pretrain_script: the sections of descriptor and fitting net are those of the pre-trained model.
+        force_load: what the pre-trained model lacks begins with fresh numbers, instead of ending the run.
         stop_at: stop after so many steps in all, with a checkpoint, as if interrupted.
         output: where the normalised input goes, not the input file itself; None: nowhere.
         backend: None: `DP_BACKEND`, else pt.
@@ -78,8 +88,12 @@ def train(
         NonFiniteError: a gradient became NaN or infinite; the last checkpoint is whole.
         RankError: another process could not go on.
     """
-    if restart is not None and init_model is not None:
-        raise InputError("--restart and --init-model exclude each other: the one goes on, the other begins anew")
+    starts = {"--restart": restart, "--init-model": init_model, "--finetune": finetune}
+    if len(given := [name for name, value in starts.items() if value is not None]) > 1:
+        raise InputError(f"{' and '.join(given)} exclude each other: --restart goes on, the others begin anew")
+    options = {"--model-branch": model_branch, "--use-pretrain-script": use_pretrain_script, "--force-load": force_load}
+    if finetune is None and (given := [name for name, value in options.items() if value]):
+        raise InputError(f"{given[0]}: belongs to --finetune; give the pre-trained model with it")
     if stop_at is not None and stop_at < 0:
         raise InputError(f"--stop-at: expected a step of at least 0, got {stop_at}")
     # What is wrong with an input is said before a framework is loaded; by one of several processes.
@@ -96,6 +110,8 @@ def train(
                 check_places(inp, input_path=path, output=output)
             run = _Run(inp, trainer, device, world)
         run.find_start(restart, init_model)
+        if finetune is not None:
+            run.fine_tune(finetune, model_branch, force=force_load, sections=use_pretrain_script)
         run.open_data()
         run.make_model(skip_neighbor_stat)
         run.prepare()
@@ -116,17 +132,12 @@ class _Run:
                 f"training.enable_compile needs the backend pt_expt, and this run is on {trainer.name}: add "
                 "--backend pt_expt (or set DP_BACKEND=pt_expt), or remove enable_compile"
             )
-        if inp.optimizer.key not in trainer.optimizers:
-            raise InputError(
-                f"optimizer.type: expected one of {', '.join(sorted(trainer.optimizers))} on the backend {trainer.name}, got "
-                f"{inp.optimizer.key}; use one of them, or --backend pt"
-            )
         check_observers(inp.training, trainer)
         self.normalised = json.loads(json.dumps(inp.normalised))
         self.tasks = make_tasks(inp, world.size)
         self.checkpoint: Checkpoint | None = None
         """To go on from."""
-        self.origin: Origin | None = None
+        self.origin: Origin | FineTuning | None = None
         """Whose weights are the start."""
 
     @property
@@ -161,6 +172,17 @@ class _Run:
         if self.checkpoint is not None and self.checkpoint.random.get("seed"):
             self.task_seed = tuple(self.checkpoint.random["seed"])
 
+    def fine_tune(self, path: str | Path, branch: str | None, *, force: bool, sections: bool) -> None:
+        """Read the pre-trained model, and take its sections where asked for: the chief does, and tells the others."""
+        found: dict[str, Any] = {}
+        with self.world.agreement("reading the pre-trained model"):
+            if self.world.chief:
+                self.origin = FineTuning(path, self.inp, model_branch=branch, force=force)
+                found = self.origin.sections(self.inp) if sections else {}
+        if found := self.world.plain(found):
+            self.inp = with_sections(self.inp, found)
+            self.tasks = make_tasks(self.inp, self.world.size)
+
     def open_data(self) -> None:
         """Open and check all systems, and fix the length of the run."""
         with self.world.agreement("opening the data"):
@@ -187,7 +209,7 @@ class _Run:
                     check_same_run(self.checkpoint, self.normalised, self.num_steps)
         self.model = make_model(
             self.inp, self.tasks, models, self.world, seed=self.seed, origin=self.origin,
-            probabilities=self.length.probabilities,
+            probabilities=self.length.probabilities, backend=self.trainer.name, device=self.device,
         )  # fmt: skip
 
     # --- the loop ---------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from dpmodel.models.multi_task import MultiTask, build_tasks, with_common_capaci
 from dpmodel.statistics.cache import StatCache
 from dpmodel.statistics.fit import fit_statistics, fit_tasks
 from dpmodel.statistics.neighbour import neighbour_statistics, resolve_sel
+from dpmodel.training.bias import change_bias
+from dpmodel.training.pretrained import FineTuning
 from dpmodel.training.share import shared_weights
 from dpmodel.training.start import adopt, by_task, observed_types
 from dpmodel.training.tasks import Task
@@ -44,7 +46,7 @@ class Origin:
 
 
 def resolve_capacities(
-    inp: Input, tasks: Mapping[str, Task], world: World, *, origin: Origin | None, skip: bool
+    inp: Input, tasks: Mapping[str, Task], world: World, *, origin: Origin | FineTuning | None, skip: bool
 ) -> dict[str, ModelSection]:
     """The model sections with numbers for `sel`, by the chief's origin and data; collective.
 
@@ -59,7 +61,7 @@ def resolve_capacities(
     return with_common_capacities(inp.models, inp.shared, found)
 
 
-def _capacities(task: Task, origin: Origin | None, skip: bool) -> list[tuple[int, ...]]:
+def _capacities(task: Task, origin: Origin | FineTuning | None, skip: bool) -> list[tuple[int, ...]]:
     model = task.given.model
     capacities = model.capacities()
     known = () if origin is None or task.name not in origin.models else known_capacities(origin.models[task.name])
@@ -97,10 +99,15 @@ def make_model(
     world: World,
     *,
     seed: Any,
-    origin: Origin | None,
+    origin: Origin | FineTuning | None,
     probabilities: Mapping[str, float],
+    backend: str,
+    device: str | None = None,
 ) -> Any:
-    """The model (or `MultiTask`), the same on all processes; collective. Sets builders and observed types of the tasks."""
+    """The model (or `MultiTask`), the same on all processes; collective. Sets builders and observed types of the tasks.
+
+    backend, device: of predictions that biases are fitted to, where the run fine-tunes.
+    """
     model: Any = build_tasks(inp, models, seed=seed)
     for name, own in by_task(model).items():
         tasks[name].builder = builder_of(own)
@@ -108,7 +115,14 @@ def make_model(
         if world.chief:
             for name, task in tasks.items():
                 task.observed = observed_types(task.data, models[name].type_map)
-            if origin is not None:
+            if isinstance(origin, FineTuning):
+                model = origin.tuned(
+                    model, fit=lambda fresh: _fitted(fresh, tasks, models, probabilities),
+                    change=lambda name, own: change_bias(
+                        own, tasks[name].data, nbatch=models[name].data_stat_nbatch, backend=backend, device=device
+                    ),
+                )  # fmt: skip
+            elif origin is not None:
                 model = adopt(model, origin.file.model, origin.name, exact=origin.exact)
             else:
                 model = _fitted(model, tasks, models, probabilities)

@@ -96,11 +96,15 @@ def test_commands_of_later_versions(capsys, name: str) -> None:
     assert f"`{name}` is not available in this version" in text
 
 
-@pytest.mark.parametrize(
-    "option", [["--finetune", "x"], ["-f", "x"], ["--use-pretrain-script"], ["--model-branch", "a"]]
-)
-def test_options_of_later_versions(capsys, option: list[str]) -> None:
-    assert f"{option[0]} is not available in this version" in fails(capsys, "train", "x.json", *option, status=2)
+def test_options_of_later_versions(capsys) -> None:
+    assert "-f is not available in this version" in fails(capsys, "train", "x.json", "-f", "x", status=2)
+
+
+def test_options_of_fine_tuning_alone(capsys) -> None:
+    for option in (["--use-pretrain-script"], ["--model-branch", "a"], ["--force-load"]):
+        text = fails(capsys, "train", "x.json", *option)
+        assert f"{option[0]}: belongs to --finetune" in text
+    assert "not allowed with" in fails(capsys, "train", "x.json", "-r", "a", "-t", "b", status=2)
 
 
 @pytest.mark.parametrize(
