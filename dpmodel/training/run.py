@@ -132,6 +132,11 @@ class _Run:
                 f"training.enable_compile needs the backend pt_expt, and this run is on {trainer.name}: add "
                 "--backend pt_expt (or set DP_BACKEND=pt_expt), or remove enable_compile"
             )
+        if inp.optimizer.key not in trainer.optimizers:
+            raise InputError(
+                f"optimizer.type: expected one of {', '.join(sorted(trainer.optimizers))} on the backend {trainer.name}, got "
+                f"{inp.optimizer.key}; use one of them, or --backend pt"
+            )
         check_observers(inp.training, trainer)
         self.normalised = json.loads(json.dumps(inp.normalised))
         self.tasks = make_tasks(inp, world.size)
