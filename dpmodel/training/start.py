@@ -80,6 +80,11 @@ def find_checkpoint(restart: str | Path, save_ckpt: str, save_dir: str | None) -
         logger.warning("--restart %s: there is no such checkpoint yet; the run starts from the beginning", restart)
         return None
     checkpoint = Checkpoint.load(path)
+    if checkpoint.ema.get("averaged"):
+        raise InputError(
+            f"--restart: {path} holds averaged weights alone; go on from the checkpoint of the same step beside it, or begin "
+            "a new run with --init-model"
+        )
     logger.info("Restarting from %s after %d steps", path, checkpoint.step)
     return checkpoint
 
