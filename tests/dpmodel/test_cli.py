@@ -385,7 +385,8 @@ def test_train_gets_its_arguments(capsys, monkeypatch) -> None:
     assert path == "in.json"
     assert options == {
         "restart": "c.dp", "init_model": None, "stop_at": 7, "output": "o.json", "backend": "numpy", "device": None,
-        "skip_neighbor_stat": True, "all_ranks_log": False,
+        "skip_neighbor_stat": True, "all_ranks_log": False, "finetune": None, "model_branch": None,
+        "use_pretrain_script": False, "force_load": False,
     }  # fmt: skip
 
 
