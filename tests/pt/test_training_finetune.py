@@ -19,6 +19,7 @@ from dpmodel.training.checkpoint import Checkpoint
 from dpmodel.training.run import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+CHECKPOINTS = Path(__file__).parents[1] / "data" / "checkpoints"
 DPA1 = {
     "type": "dpa1", "rcut": 3.0, "rcut_smth": 0.5, "sel": 20, "neuron": [2, 4], "axis_neuron": 2, "tebd_dim": 2, "attn_layer": 0,
     "seed": 1,
@@ -207,3 +208,15 @@ def test_averages_begin_with_the_tuned_weights(workshop: Any, pretrained: Path) 
     begun = first(data, finetune=pretrained, model_branch="metal")
     assert_equal(begun.ema["state"], {name: begun.state[name] for name in begun.ema["state"]})
     assert_equal(Checkpoint.load("model_ema.ckpt.dp").state, begun.state)
+
+
+def test_from_checkpoints_of_deepmd_kit(workshop: Any) -> None:
+    for name, head in (("multi.pt", "water_b"), ("dpa1.pt", None)):
+        source = CHECKPOINTS / name
+        old = read_model(source, head).model
+        data = workshop.input(system(workshop, "own"), training__numb_steps=1)
+        data["model"]["type_map"] = list(old.type_map)
+        data["training"]["training_data"]["systems"] = [system(workshop, "real", names=tuple(old.type_map[:2]))]
+        begun = first(data, finetune=source, model_branch=head, use_pretrain_script=True)
+        assert_equal(begun.state, {n: np.asarray(v) for n, v in old.state().items()}, but=("out_bias",))
+        assert Checkpoint.load(train(data, finetune=source, model_branch=head, use_pretrain_script=True)).step == 1
