@@ -99,7 +99,8 @@ def from_torch(module: Any) -> Op:
                 elif kind is Kind.STATIC or value is None:
                     fields[name] = value
                 else:
-                    fields[name] = value.detach().cpu().numpy().copy()
+                    # NumPy sees a copy: memory that it has seen cannot be freed by whom it belongs to.
+                    fields[name] = value.detach().to("cpu", copy=True).contiguous().numpy()
             done[id(module)] = module.reference(**fields)
         return done[id(module)]
 

@@ -164,7 +164,7 @@ class Sharded(Store):
                 taking_part[name].grad = None
             own = rows.new_empty(rows.shape[1])
             with lost("the sum of gradients"):
-                dist.reduce_scatter_tensor(own, rows.reshape(-1))
+                _reduce_scatter(own, rows.reshape(-1))
             first = 0
             for name in names:
                 target = local(self._parameters[name])
@@ -225,6 +225,10 @@ class Sharded(Store):
         """A tensor that is laid out like a parameter, of this rank's part."""
         p: Any = self._parameters[name]
         return DTensor.from_local(own, self._mesh, [Shard(0)], run_check=False, shape=p.shape, stride=p.stride())
+
+
+# The name changed in torch 2.13.
+_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 def _named(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,0 +1,299 @@
+"""What ranks compute in the tests: the same functions run in one process and on two, with the same global batches.
+
+Every function takes the world first; `worker.py` calls those by name.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from dpmodel.backend import get_trainer
+from dpmodel.errors import DPError
+from dpmodel.input import load_model
+from dpmodel.input.optimizers import AdaMuonConfig, AdamConfig, AdamWConfig, HybridMuonConfig
+from dpmodel.losses import EnerLossConfig, build_loss
+from dpmodel.models import builder_of
+from dpmodel.models.build import build_model
+from dpmodel.models.multi_task import MultiTask
+from dpmodel.training.batches import Prepared
+from dpmodel.training.stepper import StepOptions
+
+LR = 0.003
+DPA3 = {
+    "type": "dpa3", "seed": 1,
+    "repflow": {
+        "e_rcut": 4.0, "e_rcut_smth": 2.5, "e_sel": 60, "a_rcut": 3.0, "a_rcut_smth": 2.0, "a_sel": 30, "n_dim": 5,
+        "e_dim": 3, "a_dim": 3, "nlayers": 2, "axis_neuron": 2, "update_residual": 2.0,
+    },
+}  # fmt: skip
+SE_A = {"type": "se_e2_a", "sel": [30, 30], "rcut": 4.0, "neuron": [3, 6], "axis_neuron": 2, "seed": 1}
+OPTIMIZERS: dict[str, Any] = {
+    "Adam": AdamConfig(weight_decay=0.01),
+    "AdamW": AdamWConfig(),
+    "HybridMuon": HybridMuonConfig(),
+    "AdaMuon": AdaMuonConfig(),
+}
+TASKS = ("a", "b", "a", "b", "b", "a")
+"""In the order of steps, of a model of several tasks."""
+
+
+@functools.cache
+def model_of(multi: bool, descriptor: str = "dpa3") -> Any:
+    """One model, or two with one descriptor and fitting nets of other widths."""
+    section: dict[str, Any] = {"type_map": ["A", "B"], "descriptor": DPA3 if descriptor == "dpa3" else SE_A}
+    one, two = (
+        build_model(load_model({**section, "fitting_net": {"neuron": list(neuron), "seed": seed}}))
+        for seed, neuron in ((2, (5, 5)), (3, (4,)))
+    )
+    if not multi:
+        return one
+    return MultiTask(names=("a", "b"), tasks=(one, two.replace(descriptor=one.descriptor)))
+
+
+def batch_of(multi: bool, seed: int, frames: Sequence[int], *, types: int = 2, descriptor: str = "dpa3") -> Prepared:
+    """Some frames of the global batch of that seed; all frames have 7 atoms."""
+    model = model_of(multi, descriptor)
+    rng, count, atoms = np.random.default_rng(seed), 4, 7
+    atype = np.tile(np.arange(atoms) % 2, (count, 1))
+    grid = np.stack(np.meshgrid(*[np.arange(2)] * 3, indexing="ij"), -1).reshape(-1, 3)[:atoms] * 2.2
+    coord = grid + rng.uniform(0, 0.8, (count, atoms, 3))
+    labels = {"force": rng.normal(size=(count, atoms, 3)), "energy": rng.normal(size=(count, 1))}
+    labels["virial"] = rng.normal(size=(count, 9))
+    chosen = list(frames)
+    builder = builder_of(model.tasks[0] if multi else model)
+    graph = builder.build(coord[chosen], atype[chosen] * (types - 1), np.tile(np.eye(3) * 6.6, (len(chosen), 1, 1)))
+    own = {name: value[chosen].reshape(-1, value.shape[-1]) for name, value in labels.items()}
+    return Prepared(graph, own, dict.fromkeys(own, 1.0))
+
+
+def share(world: Any, batches: int = 1) -> list[list[int]]:
+    """The frames of this rank's batches, of four."""
+    parts = np.array_split(np.arange(4), world.size * batches)
+    return [part.tolist() for part in parts[world.rank * batches : (world.rank + 1) * batches]]
+
+
+def stepper_of(
+    world: Any, *, multi: bool = False, optimizer: str = "Adam", descriptor: str = "dpa3", backend: str = "pt",
+    model: Any = None, **options: Any,
+) -> Any:  # fmt: skip
+    loss = build_loss(EnerLossConfig(start_pref_v=0.3, limit_pref_v=0.3), 0.001)
+    losses = dict.fromkeys(("a", "b") if multi else ("",), loss)
+    return get_trainer(backend).stepper(
+        model_of(multi, descriptor) if model is None else model, losses, OPTIMIZERS[optimizer], device="cpu",
+        options=StepOptions(**options), world=world,
+    )  # fmt: skip
+
+
+def gradients_of(stepper: Any) -> dict[str, np.ndarray]:
+    """Of the last step, whole."""
+    return stepper.store.gather({n: p.grad for n, p in stepper._trained.items() if p.grad is not None})
+
+
+def states_of(stepper: Any) -> dict[str, Any]:
+    return {
+        "parameters": stepper.model().state(),
+        "optimizer": stepper.optimizer_state(),
+        "average": stepper.averaged_state(),
+        "averaged": stepper.model(averaged=True).state() if stepper.average is not None else {},
+    }
+
+
+def cell(
+    world: Any, *, multi: bool, ema: bool, optimizer: str, stage: int = 0, first: int = 0, last: int = 3,
+    start: Mapping[str, Any] | None = None, accumulate: int = 1, **options: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Steps `first` to `last`; with what validation does between them, which must change nothing."""
+    model = model_of(multi)
+    if start is not None:
+        model = model.with_state(start["parameters"])
+    stepper = stepper_of(
+        world, multi=multi, optimizer=optimizer, zero_stage=stage, ema_decay=0.7 if ema else None,
+        gradient_max_norm=0.5, model=model, **options,
+    )  # fmt: skip
+    if start is not None:
+        stepper.load_optimizer_state(start["optimizer"])
+        if ema:
+            stepper.load_averaged_state(start["average"])
+    found: dict[str, Any] = {"norms": [], "measured": []}
+    for k in range(first, last):
+        task = TASKS[k] if multi else ""
+        stepper.step([batch_of(multi, k, frames) for frames in share(world, accumulate)], LR, task)()
+        found["norms"].append(stepper.gradient_norm)
+        if k == first:
+            found["gradients"] = gradients_of(stepper)
+        check = batch_of(multi, 99, range(4))
+        found["measured"].append(stepper.measure(check, LR, task)["rmse"])
+        if ema:
+            with stepper.evaluating(task, averaged=True) as evaluator:
+                found["measured"].append(float(evaluator(check.graph, forces=True, atomic=False)["force"][0, 0]))
+    return {**found, **states_of(stepper)}
+
+
+# --- one thing at a time -----------------------------------------------------------------------------------
+
+
+def control(world: Any) -> dict[str, Any]:
+    """What `World` promises, and its failures, which all ranks must see."""
+    mine = {"x": np.full((2, 0), world.rank), "y": np.float32([[world.rank + 1, 2]]), "z": np.array(world.rank == 0)}
+    found: dict[str, Any] = {
+        "integers": world.integers([5 - world.rank, -(2**62) + world.rank]),
+        "plain": world.plain({"a": [1, 2.5, None, "ä"]} if world.chief else None),
+        "arrays": world.arrays(mine),
+        "total": world.total(np.array([1.0, world.rank])).tolist(),
+        "any": world.any([False, world.rank == 1, True]),
+        "each": world.each({"rank": world.rank, "text": "x" * (1 + world.rank)}),
+    }
+    world.same(num_steps=3)
+    attempts = {
+        "same": lambda: world.same(num_steps=3, num_epochs=world.rank + 7),
+        "arrays that differ": lambda: world.arrays({"x": np.zeros(2 + world.rank)}),
+        "not plain": lambda: world.plain({"a": {1, 2}} if world.chief else None),
+        "agreement": lambda: agreed(world, {1: OSError("the disk is full")}),
+        "both": lambda: agreed(world, {0: ValueError("one"), 1: ValueError("two")}),
+        "none": lambda: agreed(world, {}),
+    }
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+            found[name] = None
+        except (DPError, OSError, ValueError) as problem:
+            found[name] = f"{type(problem).__name__}: {problem}"
+    return found
+
+
+def agreed(world: Any, problems: Mapping[int, Exception]) -> None:
+    with world.agreement("saving"):
+        if world.rank in problems:
+            raise problems[world.rank]
+
+
+def not_a_number(world: Any, stage: int, max_norm: float | None) -> tuple[str, bool]:
+    """One rank's labels are bad: the message, and whether nothing has changed."""
+    stepper = stepper_of(world, zero_stage=stage, gradient_max_norm=max_norm)
+    before = stepper.model().state()
+    batch = batch_of(False, 0, share(world)[0])
+    if world.rank == 1:
+        batch.labels["force"][0] = np.nan
+    try:
+        stepper.step([batch], LR)
+    except DPError as problem:
+        after = stepper.model().state()
+        return str(problem), all(np.array_equal(value, after[name]) for name, value in before.items())
+    return "", False
+
+
+def lacking(world: Any, stage: int) -> dict[str, Any]:
+    """One batch lacks a type of atoms, and with it gradients of nets."""
+    stepper = stepper_of(world, descriptor="se_e2_a", zero_stage=stage, optimizer="AdamW")
+    kinds = [1, 2] if world.size == 1 else [1 + world.rank]
+    for k in range(2):
+        batches = [batch_of(False, k, [2 * t - 2, 2 * t - 1], types=t, descriptor="se_e2_a") for t in kinds]
+        stepper.step(batches, LR)
+    without = [batch_of(False, 3, frames, types=1, descriptor="se_e2_a") for frames in share(world)]
+    stepper.step(without, LR)  # on all ranks: nets of the other type stay as they are
+    return {"gradients": gradients_of(stepper), **states_of(stepper)}
+
+
+def threaded(world: Any, stage: int) -> dict[str, np.ndarray]:
+    """The inner derivative in a thread of its own, as on devices: its nodes are numbered apart from the others."""
+    stepper = stepper_of(world, zero_stage=stage)
+    plain = torch.autograd.grad
+
+    def elsewhere(*args: Any, **options: Any) -> Any:
+        found: list[Any] = []
+        thread = threading.Thread(target=lambda: found.append(plain(*args, **options)))
+        thread.start()
+        thread.join()
+        return found[0]
+
+    torch.autograd.grad = elsewhere
+    try:
+        stepper.step([batch_of(False, 0, frames) for frames in share(world)], LR)
+    finally:
+        torch.autograd.grad = plain
+    return gradients_of(stepper)
+
+
+def stale(world: Any, stage: int) -> list[float]:
+    """Every change of the parameters is seen at once by what computes with them."""
+    stepper = stepper_of(world, zero_stage=stage, ema_decay=0.5)
+    check = batch_of(False, 99, range(4))
+
+    def value(averaged: bool = False) -> float:
+        with stepper.evaluating(averaged=averaged) as evaluator:
+            return float(evaluator(check.graph, forces=False, atomic=False)["energy"][0, 0])
+
+    found = [value()]
+    stepper.step([batch_of(False, 0, frames) for frames in share(world)], 0.1)
+    found += [value(), value(averaged=True), value(), stepper.measure(check, LR)["rmse"]]
+    stepper.load_averaged_state({n: np.zeros_like(v) for n, v in stepper.averaged_state().items()})
+    found += [value(averaged=True), value()]
+    try:
+        with stepper.evaluating(averaged=True):
+            raise KeyError("validation failed")
+    except KeyError:
+        found.append(value())
+    model = stepper.model()
+    stepper.load_buffers(model.replace(out_bias=model.out_bias + 1.0))
+    found += [value(), stepper.measure(check, LR)["rmse"]]
+    return found
+
+
+def compiled(world: Any, stage: int) -> dict[str, Any]:
+    """Two tasks compiled (traced only), a frozen net, averages, and a bias that changes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch 2.13 itself
+        from dpmodel.backends.pt_expt import compile as compilation
+    plain, compilation.compile_joint = compilation.compile_joint, compilation.aot_compile_joint_with_descriptors
+    try:
+        stepper = stepper_of(
+            world, multi=True, backend="pt_expt", zero_stage=stage, compile=True, ema_decay=0.7,
+            frozen=("tasks.1.fitting.networks.*",), optimizer="AdamW",
+        )  # fmt: skip
+        for k in range(3):
+            stepper.step([batch_of(True, k, frames) for frames in share(world)], LR, TASKS[k])
+        gradients = gradients_of(stepper)
+        check, before = batch_of(True, 99, range(4)), stepper.measure(batch_of(True, 99, range(4)), LR, "b")
+        model = stepper.model()
+        two = model.task("b")
+        stepper.load_buffers(model.with_task("b", two.replace(out_bias=two.out_bias + 1.0)))
+        after = stepper.measure(check, LR, "b")
+        codes = {task: step.compilations() for task, step in stepper.compiled.items()}
+    finally:
+        compilation.compile_joint = plain
+    measured = [before["rmse"], after["rmse"], before["rmse_e"], after["rmse_e"]]
+    return {"gradients": gradients, "measured": measured, "codes": codes, **states_of(stepper)}
+
+
+def held(world: Any, stage: int) -> dict[str, int]:
+    """Bytes of parameters, gradients and state of the optimizer that this rank holds between steps."""
+    stepper = stepper_of(world, zero_stage=stage)
+    stepper.step([batch_of(False, 0, frames) for frames in share(world)], LR)
+
+    def size(tensors: Any) -> int:
+        return sum(
+            t.numel() * t.element_size() for t in ((x.to_local() if hasattr(x, "to_local") else x) for x in tensors)
+        )
+
+    slots = [] if stepper.optimizer is None else [v for s in stepper.optimizer.state.values() for v in s.values()]
+    return {
+        "parameters": size(stepper.module.parameters()),
+        "gradients": size(p.grad for p in stepper.module.parameters() if p.grad is not None),
+        "optimizer": size(slots),
+    }
+
+
+def another_model(world: Any) -> str:
+    """Ranks whose models differ are told before anything else."""
+    try:
+        stepper_of(world, multi=world.rank == 1, model=model_of(False, "dpa3" if world.rank else "se_e2_a"))
+    except DPError as problem:
+        return str(problem)
+    return ""
