@@ -1,4 +1,4 @@
-"""Steps on sharded parameters are those on whole ones: two processes of gloo."""
+"""Two processes of gloo: steps on sharded parameters are those on whole ones, and the Kalman filter sees all batches."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 PROGRAM = """
-import datetime, sys, torch
+import datetime, sys
+import numpy as np, torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
-from dpmodel.backends.pt.optimizers import SLOTS, make_optimizer
+from dpmodel.backends.pt.optimizers import LKF, SLOTS, Observation, kalman_step, make_optimizer
 from dpmodel.input.optimizers import OPTIMIZERS
 
 rank, store = int(sys.argv[1]), sys.argv[2]
@@ -65,13 +66,47 @@ for key, options in CASES:
         largest = max(largest, difference)
     if rank == 0:
         print(key, options, largest)
+
+
+def filtered(ranks, total):
+    # Parameters after three steps of the Kalman filter on the batches of these ranks.
+    named = [("w", torch.nn.Parameter(numbers(1, (4, 3)))), ("b", torch.nn.Parameter(numbers(2, (3,))))]
+    optimizer = LKF(named, blocksize=8)
+
+    def observation(seed, frames):
+        (_, w), (_, b) = named
+        x = numbers(seed, (5 * frames, 4))
+        frame = np.repeat(np.arange(frames), 5)
+
+        def predict(forces):
+            each = torch.tanh(x @ w + b)
+            energy = each.sum(1).reshape(frames, 5).sum(1, keepdim=True)
+            return {"energy": energy, "force": each}
+
+        return Observation(
+            predict=predict, energy=numbers(seed + 1, (frames, 1)), force=numbers(seed + 2, (5 * frames, 3)),
+            atype=np.zeros(5 * frames, int), frame=frame, natoms=np.full(frames, 5),
+        )
+
+    for step in range(3):
+        kalman_step(optimizer, [observation(10 * step + 100 * r, 1 + r) for r in ranks], total=total)
+    return torch.cat([p.detach().reshape(-1) for _, p in named])
+
+
+def total(x):
+    dist.all_reduce(x)
+    return x
+
+
+difference = (filtered([rank], total) - filtered([0, 1], None)).abs().max().item()
+assert difference < 1e-13, difference
 dist.barrier()
 dist.destroy_process_group()
 print("done")
 """
 
 
-def test_sharded_parameters_are_stepped_as_whole_ones(tmp_path: Path) -> None:
+def test_two_processes_are_as_one(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ranks = [
