@@ -78,11 +78,14 @@ def _derive(cls: type[Op], overrides: Mapping[type[Op], type[Op]]) -> type[Op]:
 
 
 def to_jax(op: Op, *, device: Any = None, overrides: Mapping[type[Op], type[Op]] = MappingProxyType({})) -> Any:
-    """The pytree of an Op tree, its arrays on the device."""
+    """The pytree of an Op tree, its arrays on the device. An Op that two parents share stays one, until JAX flattens it."""
     _register_records()
+    done: dict[int, Op] = {}
 
     def visit(op: Op) -> Op:
-        new = object.__new__(_jax_class(type(op), overrides))
+        if id(op) in done:
+            return done[id(op)]
+        new = done[id(op)] = object.__new__(_jax_class(type(op), overrides))
         for name, kind in op.fields():
             value = getattr(op, name)
             if kind is Kind.CHILD and isinstance(value, tuple | list):
@@ -98,10 +101,13 @@ def to_jax(op: Op, *, device: Any = None, overrides: Mapping[type[Op], type[Op]]
 
 
 def from_jax(op: Op) -> Op:
-    """The same tree with NumPy arrays, of the plain classes."""
+    """The same tree with NumPy arrays, of the plain classes. An Op that two parents share stays one."""
+    done: dict[int, Op] = {}
 
     def visit(op: Op) -> Op:
-        new = object.__new__(type(op).__dict__.get("reference", type(op)))
+        if id(op) in done:
+            return done[id(op)]
+        new = done[id(op)] = object.__new__(type(op).__dict__.get("reference", type(op)))
         for name, kind in op.fields():
             value = getattr(op, name)
             if kind is Kind.CHILD and isinstance(value, tuple):
