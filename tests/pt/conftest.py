@@ -59,13 +59,43 @@ class Workshop:
         """An input; changes by path with __ for dots: model__descriptor__sel="auto"."""
         data = copy.deepcopy(BASE)
         data["training"]["training_data"]["systems"] = list(systems) or [self.system()]
-        for path, value in changes.items():
-            *sections, key = path.split("__")
-            place = data
-            for section in sections:
-                place = place.setdefault(section, {})
-            place[key] = value
-        return data
+        return changed(data, changes)
+
+    def tasks(self, **changes: Any) -> dict[str, Any]:
+        """An input of two tasks, "water" (two systems) and "ice", that share types and descriptor; both have validation data."""
+        data = self.input(self.system("unused"))
+        section, training = data.pop("model"), data["training"]
+        del training["training_data"]
+        data["model"] = {
+            "shared_dict": {"types": section["type_map"], "seen": section["descriptor"]},
+            "model_dict": {
+                name: {"type_map": "types", "descriptor": "seen", "fitting_net": {"neuron": [4, 4], "seed": k}}
+                for k, name in enumerate(("water", "ice"))
+            },
+        }
+        data["loss_dict"] = {"water": {}, "ice": {"start_pref_f": 100, "limit_pref_f": 2}}
+        training["data_dict"] = {
+            name: {
+                "training_data": {"systems": systems, "batch_size": 2},
+                "validation_data": {"systems": systems[-1:], "batch_size": 1, "numb_btch": 2},
+            }
+            for name, systems in {
+                "water": [self.system("w0"), self.system("w1", natoms=6, seed=1)],
+                "ice": [self.system("i0", nframes=4, natoms=4, seed=2)],
+            }.items()
+        }
+        return changed(data, changes)
+
+
+def changed(data: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The data itself, with changes by path with __ for dots."""
+    for path, value in changes.items():
+        *sections, key = path.split("__")
+        place = data
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[key] = value
+    return data
 
 
 @pytest.fixture

@@ -24,7 +24,10 @@ def test_version_1_before_there_were_tasks(workshop: Any) -> None:
     changes["training__validation_data"] = {"systems": ["checks"], "batch_size": 1, "numb_btch": 2}
     data = workshop.input("data", **changes)
     Path("model.ckpt-5.dp").write_bytes(gzip.decompress((OLD / "checkpoint_1.dp.gz").read_bytes()))
-    rows = ["# step rmse_val rmse_trn rmse_e_val rmse_e_trn rmse_f_val rmse_f_trn lr", "4 39 35.8 0.195 0.25 2.19 1.67 0.0032"]
+    rows = [
+        "# step rmse_val rmse_trn rmse_e_val rmse_e_trn rmse_f_val rmse_f_trn lr",
+        "4 39 35.8 0.195 0.25 2.19 1.67 0.0032",
+    ]
     Path("lcurve.out").write_text("\n".join([*rows, ""]))
     old = Checkpoint.load("model.ckpt-5.dp")
     assert old.sampler["tasks"][""]["training"]["drawn"] == 5
