@@ -337,7 +337,8 @@ class FullValidation:
 
     def _write(self, step: int, row: Mapping[str, float], path: Path | None) -> None:
         what = "Full validation of averaged weights" if self.averaged else "Full validation"
-        logger.info("%s after step %d: %s", what, step, ", ".join(f"{name} = {x:.4e}" for name, x in row.items()))
+        shown = ", ".join(f"{name} = {value:.4e}" for name, value in row.items() if not math.isnan(value))
+        logger.info("%s after step %d: %s", what, step, shown)
         note = None
         if path is not None:
             self.best.tidy()
