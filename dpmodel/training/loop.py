@@ -207,8 +207,6 @@ class Loop:
     def _write(
         self, step: int, training: Mapping[str, Metrics], validation: Mapping[str, Metrics] | None, lr: float
     ) -> None:
-        for observer in self.observers:
-            observer.on_row(step, training, validation, lr)
         single = list(self.tasks) == [""]
         shown: Metrics | Mapping[str, Metrics] = training[""] if single else training
         checked: Metrics | Mapping[str, Metrics] | None = validation
@@ -217,4 +215,6 @@ class Loop:
         with self.world.agreement("writing the learning curve"):
             if self.curve is not None:
                 self.curve.write(step, shown, checked, lr)
+            for observer in self.observers:
+                observer.on_row(step, training, validation, lr)
         self.display.report(step, shown, checked, lr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -381,8 +382,9 @@ class _Run:
                 if world.chief:
                     self.loop.curve = LearningCurve(training.disp_file, restored_step=restored)
                     self.loop.observers = make_observers(
-                        training, self.trainer, restored_step=restored, validations=self.validations
-                    )
+                        training, self.trainer, restored_step=restored, validations=self.validations,
+                        norm=lambda: getattr(self.stepper, "gradient_norm", math.nan),
+                    )  # fmt: skip
                     for observer in self.loop.observers:
                         stack.callback(observer.close)
                     for validation in self.validations:

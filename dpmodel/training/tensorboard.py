@@ -1,7 +1,7 @@
 """Metrics of a run for TensorBoard, without any framework: `tensorboard --logdir log`.
 
 By task (`Default` for a single one): `<task>/lr`, `<task>/loss` (of losses that show its root as rmse) and `<task>/<metric>`
-of the step's batch; at rows of the learning curve `<task>/<metric>_val`; at full validations `full_validation/<column>`
+of the step's batch, `<task>/grad/total_norm` (of all parameters and ranks, before clipping) on PyTorch; at rows of the learning curve `<task>/<metric>_val`; at full validations `full_validation/<column>`
 (`full_validation_ema/...` of averaged weights). Of several processes the numbers of steps are the chief's own.
 """
 
@@ -11,7 +11,7 @@ import contextlib
 import importlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,22 @@ def _parts() -> tuple[Any, Any, Any]:
 class TensorBoard:
     """An observer (see `dpmodel.training.loop`) that writes event files. Only one process writes."""
 
-    def __init__(self, folder: str | Path, *, freq: int = 1, restored_step: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        freq: int = 1,
+        restored_step: int | None = None,
+        norm: Callable[[], float] | None = None,
+    ) -> None:
         """freq: steps between those that are written. restored_step: TensorBoard forgets what an earlier run wrote beyond.
+        norm: gives that of the last step's gradient, or NaN.
 
         Raises InputError where the package is missing, OSError where the folder cannot be made.
         """
         writer, self._events, self._summaries = _parts()
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self._freq = freq
+        self._freq, self._norm = freq, norm
         self._writer: Any = writer.EventFileWriter(str(folder))
         if restored_step is not None:
             log = self._events.SessionLog(status=self._events.SessionLog.START)
@@ -69,6 +77,8 @@ class TensorBoard:
         values = {"lr": lr, **metrics}
         if "rmse" in metrics:
             values["loss"] = metrics["rmse"] ** 2
+        if self._norm is not None:
+            values["grad/total_norm"] = self._norm()
         self._scalars(step, {f"{name}/{key}": value for key, value in values.items()})
 
     def on_row(

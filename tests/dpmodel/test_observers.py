@@ -117,7 +117,9 @@ def test_tensorboard(tmp_path: Path) -> None:
     validation = SimpleNamespace(averaged=False, columns=lambda: ["E_MAE(meV/atom)"], observers=())
 
     def go(restored: int | None, *steps: int) -> None:
-        (board,) = make_observers(training, None, restored_step=restored, validations=[validation])
+        (board,) = make_observers(
+            training, None, restored_step=restored, validations=[validation], norm=lambda: 4.0 if restored else math.nan
+        )
         for step in steps:
             board.on_step(
                 step, lambda step=step: {"rmse": step / 2, "rmse_e": math.nan}, 0.5, "" if step < 6 else "ice"
@@ -136,6 +138,7 @@ def test_tensorboard(tmp_path: Path) -> None:
     assert found["Default/rmse"] == {2: 1.0, 4: 2.0}
     assert found["Default/loss"] == {2: 1.0, 4: 4.0}
     assert found["Default/lr"] == {2: 0.5, 4: 0.5}
+    assert found["Default/grad/total_norm"] == {4: 4.0}
     assert found["ice/rmse"] == {6: 3.0}
     assert found["Default/rmse_val"][3] == 0.75
     assert found["full_validation/E_MAE(meV/atom)"].keys() == {1, 3, 4, 5, 6}
