@@ -237,21 +237,21 @@ def _check_shared(inp: Input, shared: Shared) -> None:
         here = ".".join(("model.model_dict", link.task, *map(str, link.place)))
         if link.level not in levels_of(config):
             raise InputError(f'{here}: "{shared.name}:{link.level}": {what_levels(config)}')
-        if shared.kind != "descriptor" or link.level:
-            continue
-        one, other = (_virtual(inp.tasks[each.task].model) for each in (shared.links[0], link))
-        if one != other:
+        one, other = (_virtual(inp.tasks[each.task].model, link.level) for each in (shared.links[0], link))
+        if shared.kind == "descriptor" and one != other:
             raise InputError(
                 f"{here}: {link.task} and {shared.links[0].task} share {shared.name!r}, but have other spins: virtual atoms "
                 "are types of their own, so the descriptors differ; give both the same spin.use_spin and "
-                "pair_exclude_types, share the type embedding alone (level 1), or do not share it"
+                "pair_exclude_types, or do not share it"
             )
 
 
-def _virtual(model: ModelSection) -> Any:
-    """What descriptors of models with spin are made with besides their own section."""
+def _virtual(model: ModelSection, level: int) -> Any:
+    """What descriptors of models with spin are made with besides their own section, as far as the level shares it."""
     scales = model.spin_scales()
-    return scales and (tuple(scale > 0 for scale in scales), frozenset(model.pair_exclude_types))
+    if scales is None or level:
+        return scales is not None
+    return tuple(scale > 0 for scale in scales), frozenset(model.pair_exclude_types)
 
 
 # --- validation ---------------------------------------------------------------------------------------

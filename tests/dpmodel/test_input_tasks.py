@@ -386,7 +386,14 @@ def test_c17_tasks_that_share_have_the_same_spins() -> None:
     data = several("dpa1")
     data["loss_dict"]["water"] = {"type": "ener_spin"}
     data["model"]["model_dict"]["water"]["spin"] = SPIN
-    assert refused(data).startswith("model.model_dict.ice.descriptor: ice and water share 'own', but have other spins")
+    says = "model.model_dict.ice.descriptor: ice and water share 'own', but have other spins"
+    assert refused(data).startswith(says)
+    assert refused(edited(data, "model.model_dict.ice.descriptor", "own:1")).startswith(says)
+    both = edited(
+        edited(data, "model.model_dict.ice.spin", {**SPIN, "use_spin": ["H"]}), "loss_dict.ice.type", "ener_spin"
+    )
+    assert refused(both).startswith(says)
+    assert load_input(edited(both, "model.model_dict.ice.descriptor", "own:1")).multi
     data["model"]["model_dict"]["ice"]["spin"] = {**SPIN, "virtual_scale": 0.5}
     data["loss_dict"]["ice"] = {"type": "ener_spin"}
     assert load_input(data).shared[0].links[1].task == "ice"

@@ -149,6 +149,23 @@ def test_tasks_have_weights_of_their_own_and_seeds_steer_them() -> None:
     assert not np.array_equal(states[0][f"tasks.0.{name}"], states[2][f"tasks.0.{name}"])
 
 
+def test_models_with_spin_share() -> None:
+    data = several("dpa1", share_fitting=True)
+    for name in ("water", "ice"):
+        data["model"]["model_dict"][name]["spin"] = {"use_spin": ["O"], "virtual_scale": 0.3}
+        data["loss_dict"][name] = {"type": "ener_spin"}
+    water, ice = (task.backbone for task in built(data).tasks)  # type: ignore[attr-defined]
+    assert water.descriptor is ice.descriptor
+    assert water.fitting.networks[0] is ice.fitting.networks[0]
+    np.testing.assert_array_equal(water.fitting.case_embd, [0.0, 1.0])
+    for name, flags in (("water", ["O"]), ("ice", ["H"])):
+        data["model"]["model_dict"][name]["spin"] = {"use_spin": flags, "virtual_scale": 0.3}
+        data["model"]["model_dict"][name]["descriptor"] = "own:1"
+    water, ice = (task.backbone for task in built(data).tasks)  # type: ignore[attr-defined]
+    assert water.descriptor.type_embedding is ice.descriptor.type_embedding
+    assert water.descriptor.config.exclude_types != ice.descriptor.config.exclude_types
+
+
 def test_one_task_is_the_model_itself() -> None:
     data = several()
     single = {
