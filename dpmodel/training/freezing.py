@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 from collections.abc import Sequence
 from typing import Any
@@ -32,8 +33,23 @@ def frozen_paths(model: Any, patterns: Sequence[str]) -> tuple[str, ...]:
         own = f"tasks.{names.index(task)}.{rest}" if dot and task in names else pattern
         matched = [paths[0] for paths in parameters if any(fnmatch.fnmatchcase(path, own) for path in paths)]
         if not matched:
-            examples = ", ".join(paths[0] for paths in parameters[:3])
-            raise InputError(f"training.freeze_parameters: {pattern!r} matches no parameter; they are {examples}, ...")
+            raise InputError(
+                f"training.freeze_parameters: {pattern!r} matches no parameter; {_near(own, [p for q in parameters for p in q])}"
+            )
         found |= dict.fromkeys(matched)
     order = [paths[0] for paths in parameters]
     return tuple(path for path in order if path in found)
+
+
+def _near(pattern: str, paths: Sequence[str]) -> str:
+    """Paths like the pattern, in words; some others where none is."""
+    close = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.5)
+    # Patterns of whole parts are short: what their beginnings might have been tells more than whole paths.
+    head = pattern.partition("*")[0].rstrip(".")
+    starts = {".".join(path.split(".")[: head.count(".") + 1]): None for path in paths}
+    parts = difflib.get_close_matches(head, list(starts), n=3, cutoff=0.5)
+    if pattern != head and parts:
+        return f"did you mean one of {', '.join(f'{part}.*' for part in parts)}?"
+    if close:
+        return f"near are {', '.join(close)}"
+    return f"they are {', '.join(paths[:3])}, ..."

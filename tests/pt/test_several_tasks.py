@@ -11,7 +11,7 @@ import pytest
 
 import dpmodel
 from dpmodel.backends.pt.bridge import from_torch, to_torch
-from dpmodel.files.model_file import read_heads
+from dpmodel.files.model_file import read_heads, read_model, read_models, write_model
 from dpmodel.input import load_input
 from dpmodel.models.multi_task import build_tasks
 from dpmodel.op import paths_of
@@ -55,6 +55,19 @@ def test_one_module_for_what_is_shared() -> None:
     assert {key: len(paths) for key, (_, paths) in named(back).items()} == {
         k: len(p) for k, (_, p) in named(model).items()
     }
+
+
+def test_all_heads_of_a_checkpoint_of_deepmd_kit(tmp_path: Path) -> None:
+    source = Path(__file__).parents[1] / "data" / "checkpoints" / "multi.pt"
+    heads = read_heads(source)
+    assert list(heads) == ["water_a", "water_b"]
+    whole: Any = read_models(source)
+    write_model(tmp_path / "all.dp", whole)
+    for name, file in heads.items():
+        one, other = read_model(source, name).model.state(), read_model(tmp_path / "all.dp", name).model.state()
+        assert all(np.array_equal(file.model.state()[key], value) for key, value in one.items())
+        assert all(np.array_equal(other[key], value) for key, value in one.items())
+    assert list(read_heads(source.with_name("sea.pt"))) == [""]
 
 
 def named(op: Any) -> dict[str, tuple[Any, tuple[str, ...]]]:
