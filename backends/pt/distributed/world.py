@@ -123,11 +123,13 @@ class TorchWorld:
         except Exception as found:  # noqa: BLE001 - every failure of this rank is told to the others
             problem = found
         texts = self.each(None if problem is None else _message(problem))
+        first = next((rank for rank, text in enumerate(texts) if text is not None), None)
         if problem is not None:
+            if first != self.rank and texts[self.rank] == texts[first or 0]:
+                problem.told = True  # type: ignore[attr-defined]  # all say the same: once is enough
             raise problem
-        for rank, text in enumerate(texts):
-            if text is not None:
-                raise RankError(f"{what}: rank {rank}: {text}")
+        if first is not None:
+            raise RankError.heard(f"{what}: rank {first}: {texts[first]}")
 
     # --- for steppers -----------------------------------------------------------------------------------
 
