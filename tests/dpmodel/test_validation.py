@@ -297,7 +297,7 @@ def test_another_metric_begins_anew(folder: Path, caplog: pytest.LogCaptureFixtu
     assert [p.name for p in Path().glob("best*")] == ["best.ckpt-4.t-1.dp"]
 
 
-def test_averaged_weights_have_files_of_their_own(folder: Path) -> None:
+def test_r_s2_14_averaged_weights_have_files_of_their_own(folder: Path) -> None:
     stepper = Steps("se_e2_a")
     validation = make(stepper, folder, averaged=True, save_best_dir="kept")
     validation.run(2, stepper, lambda path: path.touch())

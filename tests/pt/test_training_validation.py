@@ -133,3 +133,32 @@ def test_properties_are_validated_too(workshop: Any) -> None:
     assert table("val.log")[-1, 1] == pytest.approx(
         min(e.mae for n, e in report.items() if n.startswith("gap")), rel=1e-3
     )
+
+
+def test_r_m_18_metrics_of_a_step_are_those_of_its_task(workshop: Any) -> None:
+    """Of a step TensorBoard has the task that was trained alone, with the numbers of the row."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    data = workshop.input(
+        "none", training__tensorboard=True, training__tensorboard_log_dir="tb", training__metrics_file="m.jsonl",
+        training__disp_freq=1, training__numb_steps=8,
+    )  # fmt: skip
+    model, training = data["model"], data["training"]
+    task = {"type_map": "types", "descriptor": "shared", "fitting_net": model["fitting_net"]}
+    shared = {"types": model["type_map"], "shared": model["descriptor"]}
+    data["model"] = {"shared_dict": shared, "model_dict": {"one": task, "two": dict(task)}}
+    data["loss_dict"] = {"one": {}, "two": {}}
+    del training["training_data"]
+    training["data_dict"] = {
+        name: {"training_data": {"systems": [workshop.system(name, seed=k)], "batch_size": 2}}
+        for k, name in enumerate(("one", "two"))
+    }
+    training["model_prob"] = {"one": 1, "two": 1}
+    train(data)
+    events = accumulator.EventAccumulator("tb")
+    events.Reload()
+    seen = {name: {e.step: e.value for e in events.Scalars(f"{name}/rmse_f")} for name in ("one", "two")}
+    rows = {row["step"]: row for row in map(json.loads, Path("m.jsonl").read_text().splitlines())}
+    assert sorted([*seen["one"], *seen["two"]]) == list(range(1, 9)) and min(map(len, seen.values())) > 0
+    for name, values in seen.items():
+        for step, value in values.items():
+            assert value == pytest.approx(rows[step][f"rmse_f_trn_{name}"], rel=1e-6)

@@ -78,3 +78,19 @@ def test_what_is_wrong_is_said_by_all(pair: Any, data: dict[str, Any], tmp_path:
     first, second = pair("runs:run", str(tmp_path), data, finetune="none.dp")
     assert first["end"][0] == "ModelFileError" and "there is no such file" in first["end"][1]
     assert second["end"][0] == "RankError" and "there is no such file" in second["end"][1]
+
+
+def test_r_m_13_the_chief_alone_has_observers(pair: Any, data: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    own = {
+        "tensorboard": True,
+        "enable_profiler": True,
+        "tensorboard_log_dir": "tb",
+        "profiling": True,
+        "numb_steps": 20,
+    }
+    for found in pair("runs:run", str(tmp_path), {**data, "training": {**data["training"], **own}}):
+        assert found["end"] == ("", "model.ckpt-20.dp")
+    assert len(list((tmp_path / "tb").glob("events*"))) == 1
+    assert len(list((tmp_path / "tb").glob("*.pt.trace.json"))) == 1
+    assert json.loads((tmp_path / "timeline.json").read_text())["traceEvents"]
