@@ -260,7 +260,7 @@ def _check(model: Op, options: StepOptions) -> None:
         raise BackendError(
             f"the jax backend trains one task at a time, got {', '.join(model.names)}; use --backend pt for several"
         )
-    wanted = {"training.enable_tf32": options.tf32, "mixed precision (bfloat16)": options.amp}
+    wanted = {"training.enable_tf32": options.tf32, "training.enable_bf16": options.amp}
     for name, value in wanted.items():
         if value:
             raise BackendError(f"{name}: the jax backend does not have it; leave it out or use --backend pt")

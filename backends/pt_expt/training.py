@@ -48,7 +48,7 @@ class CompiledStepper(TorchStepper):
             )
         if options.amp:
             raise BackendError(
-                "mixed precision (bfloat16) does not go with training.enable_compile: what is compiled has the types of "
+                "training.enable_bf16 does not go with training.enable_compile: what is compiled has the types of "
                 "the model; switch one of them off"
             )
         super().__init__(model, losses, optimizer, options=options, device=device, overrides=overrides, world=world)

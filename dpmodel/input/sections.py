@@ -197,6 +197,11 @@ class RunConfig(Config):
     enable_tf32: bool = option(
         False, "Let a GPU round the factors of float32 matrix products to TF32 (10 bits of mantissa), for speed."
     )
+    enable_bf16: bool = option(
+        False,
+        "Compute float32 matrix products of training steps in bfloat16, where the model has precision float32. "
+        "Parameters, derivatives, sums and losses keep their precision. On the backend pt.",
+    )
     profiling: bool = option(False, "Write a trace of a few steps for chrome://tracing or Perfetto to profiling_file.")
     profiling_file: str = option("timeline.json", "The trace of profiling.")
     enable_profiler: bool = option(False, "Write the trace of a few steps to tensorboard_log_dir, for TensorBoard.")

@@ -237,6 +237,7 @@ class _Run:
             start_lr=self.schedule.start_lr,
             frozen=frozen_paths(self.model, training.freeze_parameters),
             tf32=training.enable_tf32,
+            amp=training.enable_bf16,
         )
         losses = {name: task.loss for name, task in self.tasks.items()}
         self.stepper = self.trainer.stepper(

@@ -106,3 +106,18 @@ def test_heads_of_a_checkpoint_are_the_tasks_of_the_run(workshop: Workshop, kind
         if key.startswith(("descriptor.", "fitting.networks.")):
             assert np.array_equal(state[f"tasks.0.{key}"], state[f"tasks.1.{key}"]), key
     assert Path("stat_one").exists() and Path("stat_two").exists()
+
+
+@pytest.mark.parametrize("switch", ["enable_bf16", "enable_tf32"])
+def test_switches_of_precision(workshop: Workshop, switch: str) -> None:
+    """bfloat16 acts wherever it is switched on; TF32 on GPUs alone."""
+    system = workshop.system()
+    changes = {"model__descriptor__precision": "float32", "model__fitting_net__precision": "float32"}
+    plain = workshop.input(system, training__numb_steps=3, **changes)
+    exact = Checkpoint.load(train(copy.deepcopy(plain), backend="pt", device="cpu")).state
+    plain["training"][switch] = True
+    other = Checkpoint.load(train(plain, backend="pt", device="cpu")).state
+    differs = [key for key, value in exact.items() if not np.array_equal(value, other[key])]
+    assert bool(differs) == (switch == "enable_bf16")
+    assert all(np.allclose(value, other[key], atol=0.1) for key, value in exact.items())
+    assert all(value.dtype == other[key].dtype for key, value in exact.items())
