@@ -76,7 +76,8 @@ def _wrong_kind(path: str, info: Option, here: dict[str, Any]) -> InputError:
     value = here["type"]
     if not isinstance(value, str):
         return InputError(f"{path}.type: expected one of {listed}, got {show(value)}")
-    why = instead_of(re.sub(r"^model\.model_dict\.[^.]+", "model", re.sub(r"^loss_dict\.[^.]+$", "loss", path)), value)
+    place = re.sub(r"^model\.model_dict\..+?(?=\.(descriptor|fitting_net|models)\b|$)", "model", path)
+    why = instead_of("loss" if path.startswith("loss_dict.") else place, value)
     if why is not None:
         return InputError(
             f"{path}.type: {show(value)} is not available in this version{why and f': {why}'}. Available: {listed}"

@@ -29,8 +29,8 @@ def frozen_paths(model: Any, patterns: Sequence[str]) -> tuple[str, ...]:
     found: dict[str, None] = {}
     parameters = [paths for _, paths in paths_of(model).values() if paths[0] in trained]
     for pattern in patterns:
-        task, dot, rest = pattern.partition(".")
-        own = f"tasks.{names.index(task)}.{rest}" if dot and task in names else pattern
+        task = max((name for name in names if pattern.startswith(f"{name}.")), key=len, default=None)
+        own = pattern if task is None else f"tasks.{names.index(task)}{pattern.removeprefix(task)}"
         matched = [paths[0] for paths in parameters if any(fnmatch.fnmatchcase(path, own) for path in paths)]
         if not matched:
             raise InputError(

@@ -47,6 +47,13 @@ def test_what_tasks_share_is_frozen_for_all_and_named_once(pattern: str) -> None
     assert frozen_paths(MODEL, [pattern]) == expected != ()
 
 
+def test_names_of_tasks_may_have_dots() -> None:
+    model = model_of().replace(names=("v1", "v1.5"))
+    for name, number in (("v1", 0), ("v1.5", 1)):
+        expected = tuple(p for p in parameters(model) if p.startswith(f"tasks.{number}.fitting."))
+        assert frozen_paths(model, [f"{name}.fitting.*"]) == expected != ()
+
+
 def test_what_a_task_has_alone_is_frozen_alone() -> None:
     model = model_of()
     expected = tuple(p for p in parameters(model) if p.startswith("tasks.1.fitting."))

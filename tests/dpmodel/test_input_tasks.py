@@ -97,6 +97,18 @@ def test_r_m_14_keys_of_the_model_are_those_of_every_task() -> None:
     assert {model.fitting_net.neuron for model in load_input(whole).models.values()} == {(3,)}  # type: ignore[attr-defined]
 
 
+def test_names_of_tasks_may_have_dots() -> None:
+    data = json.loads(json.dumps(several()).replace('"ice"', '"ice.v1,5"'))
+    inp = load_input(data)
+    assert list(inp.tasks) == ["water", "ice.v1,5"]
+    assert load_input(inp.normalised) == inp
+    data["model"]["model_dict"]["ice.v1,5"]["fitting_net"]["type"] = "population"
+    assert refused(data).startswith(
+        'model.model_dict.ice.v1,5.fitting_net.type: "population" is not available in this '
+    )
+    assert "charge populations" in refused(data)
+
+
 def test_losses_are_ener_unless_said() -> None:
     data = several()
     del data["loss_dict"]
@@ -129,7 +141,7 @@ def test_comments_and_old_places_of_options() -> None:
         ("model.model_dict", {}, "model.model_dict: expected at least one task, got none"),
         ("model.model_dict", [], "model.model_dict: expected a section {...}, got list"),
         ("model.model_dict.ice", 3, "model.model_dict.ice: expected a section {...}, got int"),
-        ("model.model_dict.a b", {}, "model.model_dict: expected names of tasks without spaces, slashes, dots and commas, got 'a b'"),
+        ("model.model_dict.a b", {}, "model.model_dict: expected names of tasks without spaces and slashes, got 'a b'"),
         ("model.model_dict.ice.type", "frozen", 'model.model_dict.ice.type: "frozen" is not available in this version: a frozen model cannot'),
         ("model.model_dict.ice.fitting_net.type", "enr", 'model.model_dict.ice.fitting_net.type: expected one of "ener"'),
         ("loss_dict.ice.type", "dens", 'loss_dict.ice.type: "dens" is not available in this version: denoising is out of scope'),
