@@ -10,7 +10,6 @@ as nets have biases. Empty slots are added in closed form.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, ClassVar
 
 from dpmodel.config import option
@@ -36,7 +35,7 @@ class SeRConfig(TypedConfig, key="se_e2_r", aliases=("se_r",)):
     def build(self, ntypes: int, type_map: tuple[str, ...], *, seed: Seed = None) -> SeR:
         """`sel` must be resolved (numbers). `seed` is used where the section names none."""
         seed = child_seed(seed if self.seed is None else self.seed, 0)
-        config = dataclasses.replace(self, type_one_side=True)
+        config = self.replace(type_one_side=True)
         return SeR(config=config, ntypes=ntypes, networks=self.nets(1, ntypes, seed), **self.neutral(ntypes, 1))
 
 
