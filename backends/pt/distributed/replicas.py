@@ -17,6 +17,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from dpmodel.training.world import RankError
+
 from ..store import Store, model_state
 from .world import TorchWorld, lost
 
@@ -74,9 +76,7 @@ def broadcast_from_chief(module: torch.nn.Module, world: TorchWorld) -> None:
     with world.agreement("the same model on all ranks"):
         wrong = sorted(name for name in own.keys() | expected.keys() if own.get(name) != expected.get(name))
         if wrong or list(own) != list(expected):
-            raise ValueError(
-                f"this model is not that of rank 0; differences in {wrong[:4] or 'the order of its parts'}"
-            )
+            raise RankError(f"this model is not that of rank 0; differences in {wrong[:4] or 'the order of its parts'}")
     broadcast(state, 0)
 
 

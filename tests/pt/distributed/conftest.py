@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import select
@@ -52,8 +53,11 @@ class Pair:
             for rank in range(2)
         ]
 
-    def __call__(self, name: str, *args: Any, **options: Any) -> list[Any]:
-        """What the function of `cells` returns on each rank. Raises AssertionError with the traceback of a rank."""
+    def __call__(self, name: str, *args: Any, limit: float = LIMIT, **options: Any) -> list[Any]:
+        """What the function of `cells` returns on each rank, within `limit` seconds.
+
+        Raises AssertionError with the traceback of a rank.
+        """
         if not self._ranks:
             self._start()
         content = pickle.dumps((name, args, options))
@@ -61,7 +65,7 @@ class Pair:
             assert rank.stdin is not None
             rank.stdin.write(struct.pack("q", len(content)) + content)
             rank.stdin.flush()
-        end = time.monotonic() + LIMIT
+        end = time.monotonic() + limit
         try:
             answers = [self._answer(rank, end) for rank in self._ranks]
         except BaseException:
@@ -93,10 +97,8 @@ class Pair:
             rank.wait()
             for stream in (rank.stdin, rank.stdout):
                 assert stream is not None
-                try:
+                with contextlib.suppress(BrokenPipeError):
                     stream.close()
-                except BrokenPipeError:
-                    pass
         self._ranks = []
 
 
