@@ -258,7 +258,10 @@ def build_tasks(inp: _Several, models: Mapping[str, ModelSection], seed: Seed = 
     order = sorted(models)
     built: dict[str, Model] = {}
     for k, (name, section) in enumerate(models.items()):
-        model = build_model(section, seed=child_seed(seed, k))
+        try:
+            model = build_model(section, seed=child_seed(seed, k))
+        except InputError as problem:
+            raise InputError(f"model.model_dict.{name}.{str(problem).removeprefix('model.')}") from problem
         built[name] = _with_case(model, order.index(name))
     for shared in inp.shared:
         first = shared.links[0]

@@ -179,6 +179,24 @@ def test_one_task_is_the_model_itself() -> None:
     assert type(model).__name__ == "StandardModel"
 
 
+def test_errors_of_building_have_the_path_of_the_task() -> None:
+    table = {"use_srtab": "nowhere.txt", "sw_rmin": 0.5, "sw_rmax": 1.0}
+    data = several()
+    data["model"]["model_dict"]["ice"] |= table
+    with pytest.raises(InputError, match=r"^model\.model_dict\.ice\.use_srtab: "):
+        built(data)
+
+
+def test_one_task_may_be_all_of_a_model_dict() -> None:
+    data = several(share_fitting=True)
+    for section in (data["model"]["model_dict"], data["loss_dict"], data["training"]["data_dict"]):
+        del section["water"]
+    data["model"]["shared_dict"]["net"]["dim_case_embd"] = 1
+    model = built(data)
+    assert model.names == ("ice",)
+    np.testing.assert_array_equal(model.tasks[0].fitting.case_embd, [1.0])  # type: ignore[attr-defined]
+
+
 def test_a_task_is_found_by_its_name() -> None:
     model = built(several())
     assert model.task("ice") is model.tasks[1]
