@@ -308,7 +308,9 @@ class TorchStepper:
 
 def _parts(module: Any) -> dict[str, torch.nn.Module]:
     """The model of every task."""
-    return dict(zip(module.names, module.tasks, strict=True)) if isinstance(module, MultiTask) else {"": module}
+    several = isinstance(module, MultiTask)
+    modules: tuple[Any, ...] = module.tasks if several else (module,)
+    return dict(zip(module.names if several else ("",), modules, strict=True))
 
 
 def _freeze(module: torch.nn.Module, patterns: Sequence[str]) -> None:

@@ -54,25 +54,34 @@ def groups_of(module: torch.nn.Module) -> list[torch.nn.Module]:
     }
     chosen: list[torch.nn.Module] = []
     seen: set[int] = set()
+    taken: set[int] = set()
 
-    def visit(part: torch.nn.Module) -> dict[int, torch.dtype]:
-        """The parameters below a part that no group has yet."""
+    def left(part: torch.nn.Module) -> set[torch.dtype]:
+        return {p.dtype for p in part.parameters() if id(p) not in taken}
+
+    def take(part: torch.nn.Module) -> None:
+        chosen.append(part)
+        taken.update(id(p) for p in part.parameters())
+
+    def split(part: torch.nn.Module) -> None:
+        for child in part.children():
+            kinds = left(child)
+            if len(kinds) == 1 and not isinstance(child, torch.nn.ModuleList):
+                take(child)
+            elif kinds:
+                split(child)
+
+    def visit(part: torch.nn.Module) -> None:
         if id(part) in seen:
-            return {}
+            return
         seen.add(id(part))
-        below = [(child, visit(child)) for child in part.children()]
-        own = {id(p): p.dtype for p in part.parameters(recurse=False)}
-        wanted = isinstance(part, Fitting) or id(part) in layers or parents.get(id(part), 0) > 1 or part is module
-        found = {key: dtype for _, each in below for key, dtype in each.items()} | own
-        if wanted and len(set(found.values())) > 1:
-            for child, each in below:
-                if each and not isinstance(child, torch.nn.ModuleList):
-                    chosen.append(child)
-                    found = {key: dtype for key, dtype in found.items() if key not in each}
-        if wanted and (found or part is module):
-            chosen.append(part)
-            return {}
-        return found
+        for child in part.children():
+            visit(child)
+        if isinstance(part, Fitting) or id(part) in layers or parents.get(id(part), 0) > 1 or part is module:
+            if len(left(part)) > 1:
+                split(part)
+            if left(part) or part is module:
+                take(part)
 
     visit(module)
     return chosen

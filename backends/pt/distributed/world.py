@@ -222,7 +222,8 @@ def join(device: str | None, pick: Callable[[str | None], torch.device]) -> Iter
 def _own_device(device: torch.device, name: str | None, local: int) -> torch.device:
     if device.type != "cuda":
         return device
-    if device.index is not None:
+    index: int | None = device.index
+    if index is not None:
         raise BackendError(
             f"device {name!r}: on several processes each takes a device of its own; say 'cuda', and choose devices with "
             "CUDA_VISIBLE_DEVICES"

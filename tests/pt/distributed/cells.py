@@ -17,7 +17,7 @@ import torch
 from dpmodel.backend import get_trainer
 from dpmodel.errors import DPError
 from dpmodel.input import load_model
-from dpmodel.input.optimizers import AdamConfig, AdaMuonConfig, AdamWConfig, HybridMuonConfig
+from dpmodel.input.optimizers import AdamConfig, AdaMuonConfig, AdamWConfig, HybridMuonConfig, LKFConfig
 from dpmodel.losses import EnerLossConfig, build_loss
 from dpmodel.models import builder_of
 from dpmodel.models.build import build_model
@@ -34,6 +34,9 @@ DPA3 = {
     },
 }  # fmt: skip
 SE_A = {"type": "se_e2_a", "sel": [30, 30], "rcut": 4.0, "neuron": [3, 6], "axis_neuron": 2, "seed": 1}
+DPA1 = {
+    "type": "dpa1", "sel": 60, "rcut": 4.0, "neuron": [3, 6], "axis_neuron": 2, "attn": 4, "attn_layer": 1, "seed": 1,
+}  # fmt: skip
 NARROW = {**SE_A, "neuron": [3], "type_one_side": True}
 DESCRIPTORS = {"dpa3": DPA3, "se_e2_a": SE_A, "narrow": NARROW}
 OPTIMIZERS: dict[str, Any] = {
@@ -41,6 +44,7 @@ OPTIMIZERS: dict[str, Any] = {
     "AdamW": AdamWConfig(),
     "HybridMuon": HybridMuonConfig(),
     "AdaMuon": AdaMuonConfig(),
+    "LKF": LKFConfig(kf_blocksize=100),
 }
 TASKS = ("a", "b", "a", "b", "b", "a")
 """In the order of steps, of a model of several tasks."""
@@ -59,9 +63,9 @@ def model_of(multi: bool, descriptor: str = "dpa3") -> Any:
     return MultiTask(names=("a", "b"), tasks=(one, two.replace(descriptor=one.descriptor)))
 
 
-def batch_of(multi: bool, seed: int, frames: Sequence[int], *, descriptor: str = "dpa3") -> Prepared:
+def batch_of(multi: bool, seed: int, frames: Sequence[int], *, descriptor: str = "dpa3", model: Any = None) -> Prepared:
     """Some frames of the global batch of that seed; all frames have 7 atoms."""
-    model = model_of(multi, descriptor)
+    model = model_of(multi, descriptor) if model is None else model
     rng, count, atoms = np.random.default_rng(seed), 4, 7
     atype = np.tile(np.arange(atoms) % 2, (count, 1))
     grid = np.stack(np.meshgrid(*[np.arange(2)] * 3, indexing="ij"), -1).reshape(-1, 3)[:atoms] * 2.2
@@ -274,6 +278,41 @@ def compiled(world: Any, stage: int) -> dict[str, Any]:
         compilation.compile_joint = plain
     measured = [before["rmse"], after["rmse"], before["rmse_e"], after["rmse_e"]]
     return {"gradients": gradients, "measured": measured, "codes": codes, **states_of(stepper)}
+
+
+@functools.cache
+def mixed_model() -> Any:
+    """Two tasks that share one type embedding, in a hybrid descriptor of two precisions."""
+    small = {**DPA1, "precision": "float32"}
+    section: dict[str, Any] = {"type_map": ["A", "B"], "fitting_net": {"neuron": [4], "seed": 2}}
+    one, two = (
+        build_model(load_model({**section, "descriptor": {"type": "hybrid", "list": [small, {**DPA1, "seed": seed}]}}))
+        for seed in (4, 5)
+    )
+    parts = two.descriptor.parts
+    shared = parts[1].replace(type_embedding=one.descriptor.parts[1].type_embedding)
+    return MultiTask(
+        names=("a", "b"), tasks=(one, two.replace(descriptor=two.descriptor.replace(parts=(parts[0], shared))))
+    )
+
+
+def mixed(world: Any, stage: int) -> dict[str, Any]:
+    """Steps of `mixed_model`."""
+    stepper = stepper_of(world, multi=True, model=mixed_model(), zero_stage=stage, ema_decay=0.7)
+    for k in range(2):
+        batches = [batch_of(True, k, frames, model=mixed_model()) for frames in share(world)]
+        stepper.step(batches, LR, TASKS[k])
+        if k == 0:
+            gradients = gradients_of(stepper)
+    return {"gradients": gradients, **states_of(stepper)}
+
+
+def filtered(world: Any) -> dict[str, Any]:
+    """Steps of the Kalman filter, whose residuals and gradients are those of all ranks."""
+    stepper = stepper_of(world, optimizer="LKF", ema_decay=0.7, num_steps=4)
+    for k in range(3):
+        stepper.step([batch_of(False, k, frames) for frames in share(world)], LR)
+    return states_of(stepper)
 
 
 def held(world: Any, stage: int) -> dict[str, int]:

@@ -16,7 +16,9 @@ import pytest
 import torch
 
 from dpmodel.backend import get_trainer
+from dpmodel.backends.pt.bridge import to_torch
 from dpmodel.backends.pt.distributed.replicas import buckets
+from dpmodel.backends.pt.distributed.sharded import groups_of
 from dpmodel.errors import BackendError, InputError
 from dpmodel.training.world import Alone
 
@@ -193,6 +195,56 @@ def test_compiled(stage: int, pair: Any) -> None:
 
 
 REFERENCES: dict[str, Any] = {}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_shared_parts_and_two_precisions(stage: int, pair: Any) -> None:
+    if "mixed" not in REFERENCES:
+        REFERENCES["mixed"] = cells.mixed(Alone(), 0)
+    expected = REFERENCES["mixed"]
+    found, _ = pair("mixed", stage)
+    assert found["gradients"].keys() == expected["gradients"].keys()
+    largest = max(float(np.abs(g).max()) for g in expected["gradients"].values())
+    for name, value in expected["gradients"].items():
+        near = 1e-5 if value.dtype == np.float32 or ".parts.1." not in name else 1e-6  # the other part is float32
+        np.testing.assert_allclose(found["gradients"][name], value, rtol=0, atol=near * largest, err_msg=name)
+    assert {str(value.dtype) for value in found["gradients"].values()} == {"float32", "float64"}
+    assert_states(found, expected, 1e-4)
+    own = found["parameters"]
+    places = [f"tasks.{k}.descriptor.parts.1.type_embedding" for k in range(2)]
+    shared = [name for name in own if name.startswith(places[0])]
+    assert shared and all(np.array_equal(own[name], own[name.replace(places[0], places[1])]) for name in shared)
+
+
+def test_groups_are_sharded_from_the_inside() -> None:
+    """R-S3-08."""
+    module = to_torch(cells.model_of(True))
+    names = {id(part): name for name, part in module.named_modules()}
+    found = [names[id(group)] for group in groups_of(module)]
+    assert found == [
+        "tasks.0.descriptor.layers.0", "tasks.0.descriptor.layers.1", "tasks.0.descriptor", "tasks.0.fitting",
+        "tasks.1.fitting", "",
+    ]  # fmt: skip
+    mixed = to_torch(cells.mixed_model())
+    names = {id(part): name for name, part in mixed.named_modules()}
+    groups = groups_of(mixed)
+    assert "tasks.0.descriptor.parts.1.type_embedding" in [names[id(group)] for group in groups]
+    owner: dict[int, int] = {}
+    for k, group in enumerate(groups):
+        for p in group.parameters():
+            owner.setdefault(id(p), k)
+    for k in range(len(groups)):
+        assert len({p.dtype for p in mixed.parameters() if owner[id(p)] == k}) <= 1
+    assert owner.keys() == {id(p) for p in mixed.parameters()}
+
+
+def test_the_filter_on_two_ranks(pair: Any) -> None:
+    expected = cells.filtered(Alone())
+    zero, one = pair("filtered")
+    for kind in ("parameters", "averaged"):
+        for name, value in expected[kind].items():
+            np.testing.assert_allclose(zero[kind][name], value, rtol=0, atol=1e-8, err_msg=name)
+            assert np.array_equal(zero[kind][name], one[kind][name])
 
 
 def test_what_a_rank_holds_between_steps(pair: Any) -> None:
