@@ -139,6 +139,11 @@ class _Run:
                 f"optimizer.type: expected one of {', '.join(sorted(trainer.optimizers))} on the backend {trainer.name}, got "
                 f"{inp.optimizer.key}; use one of them, or --backend pt"
             )
+        if inp.multi and not trainer.several_tasks:
+            raise InputError(
+                f"model.model_dict: the backend {trainer.name} trains one task; for several use --backend pt, or --backend "
+                "pt_expt to compile them"
+            )
         check_observers(inp.training, trainer)
         self.normalised = json.loads(json.dumps(inp.normalised))
         self.tasks = make_tasks(inp, world.size)
