@@ -120,7 +120,7 @@ def test_runs_of_several_tasks_end_before_any_data_is_read() -> None:
             "data_dict": {name: {"training_data": {"systems": ["nowhere"]}} for name in ("one", "two")}, "numb_steps": 1,
         },
     }  # fmt: skip
-    with pytest.raises(InputError, match="model.model_dict: the backend jax trains one task"):
+    with pytest.raises(InputError, match=r"model\.model_dict: the backend jax trains one task"):
         train(data, backend="jax", output=None)
 
 
