@@ -87,15 +87,15 @@ class Saver:
     def _regular(self, step: int) -> Callable[[], Checkpoint]:
         """Collect everything that a restart needs, on all processes; what makes a checkpoint of it."""
         progress, ema = self.progress(), dict[str, Any]()
-        model: Any = self.stepper.model()
+        model: Any = self._kept(self.stepper.model())
         if self.ema_decay is not None:
-            shadow = self.stepper.averaged_state()
+            shadow = self._kept(self.stepper.averaged_state())
             ema = {"decay": self.ema_decay, "state": shadow, "validation": self.validation(True)}
         return functools.partial(
             self._checkpoint,
             step,
             model,
-            optimizer=self.stepper.optimizer_state(),
+            optimizer=self._kept(self.stepper.optimizer_state()),
             schedule={
                 "num_steps": self.num_steps, "average": progress.get("average", {}), "bias_changed": self.bias_changed
             },
@@ -107,9 +107,13 @@ class Saver:
 
     def _average(self, step: int) -> Callable[[], Checkpoint]:
         """The same of the averaged weights alone: no rank is asked for its part of an optimizer, which they have not."""
-        model: Any = self.stepper.model(averaged=True)
+        model: Any = self._kept(self.stepper.model(averaged=True))
         ema = {"averaged": True, "decay": self.ema_decay}
         return functools.partial(self._checkpoint, step, model, ema=ema, schedule={"num_steps": self.num_steps})
+
+    def _kept(self, whole: Any) -> Any:
+        """What all processes have put together and the chief alone writes: others let it go before the next is made."""
+        return whole if self.world.chief else None
 
     def _checkpoint(self, step: int, model: Any, **content: Any) -> Checkpoint:
         about: dict[str, Any] = {"definition": self._definition(), "provenance": {"dpmodel_input": self.normalised}}

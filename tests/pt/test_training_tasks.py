@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import dpmodel
 from dpmodel.errors import InputError
 from dpmodel.files.model_file import read_model, read_models
 from dpmodel.training.checkpoint import Checkpoint
@@ -60,6 +61,10 @@ CASES: dict[str, dict[str, Any]] = {
     "ema": {**EMA, "training__acc_freq": 2},
     "epochs": {"training__numb_steps": None, "training__num_epoch_dict": {"water": 1.0, "ice": 4.0}},
     "seeds": {"training__seed": [3, 4], "training__model_prob": {"water": 1, "ice": 3}},
+    "cases": {
+        "model__shared_dict__net": {"neuron": [4, 4], "seed": 2, "dim_case_embd": 2},
+        "model__model_dict__water__fitting_net": "net", "model__model_dict__ice__fitting_net": "net",
+    },
     "full_validation": {
         **EMA, "validating": {
             "full_validation": True, "ema_full_validation": True, "validation_freq": 3, "full_val_start": 0,
@@ -80,6 +85,29 @@ def test_restarts_of_several_tasks_are_exact(workshop: Any, name: str) -> None:
     for log in ("val.log", "val_ema.log"):
         if (workshop.folder / "whole" / log).exists():
             assert (workshop.folder / "whole" / log).read_text() == (workshop.folder / "parts" / log).read_text()
+
+
+def test_weights_of_several_tasks_for_other_types(workshop: Any) -> None:
+    """Types in another order: the models are the same, and share what they shared."""
+    old = train(workshop.tasks(), stop_at=2, output=None).rename("old.dp")
+    begun = train(
+        workshop.tasks(model__shared_dict__types=["B", "A"]),
+        init_model=old,
+        stop_at=0,
+        skip_neighbor_stat=True,
+        output=None,
+    )
+    tasks = read_models(begun).model.tasks  # type: ignore[union-attr]  # several
+    assert tasks[0].type_map == ("B", "A") and tasks[0].descriptor is tasks[1].descriptor
+    coord, cell = np.array([[[0.1, 0.2, 0.3], [1.9, 0.1, 0.4], [0.2, 2.1, 0.3]]]), np.eye(3)[None] * 6.0
+    atype = np.array([0, 1, 1])
+    for name in ("water", "ice"):
+        one, other = (
+            dpmodel.load(path, "pt", head=name).evaluate(coord, types, cell)
+            for path, types in ((old, atype), (begun, 1 - atype))
+        )
+        np.testing.assert_allclose(other["energy"], one["energy"], rtol=1e-12)
+        np.testing.assert_allclose(other["force"], one["force"], rtol=1e-10, atol=1e-12)
 
 
 def test_what_a_run_of_several_tasks_writes(workshop: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -232,5 +260,7 @@ def test_frozen_parameters_stay(workshop: Any) -> None:
         end["tasks.1.fitting.networks.0.layers.0.w"], start["tasks.1.fitting.networks.0.layers.0.w"]
     )
     data["training"]["freeze_parameters"] = ["ice.nothing.*"]
-    with pytest.raises(InputError, match=r"freeze_parameters: 'ice.nothing.\*' matches no parameter; did you mean one of tasks"):
+    with pytest.raises(
+        InputError, match=r"freeze_parameters: 'ice.nothing.\*' matches no parameter; did you mean one of tasks"
+    ):
         train(data)

@@ -111,6 +111,76 @@ def test_compiled_training(data: dict[str, Any], caplog: pytest.LogCaptureFixtur
         np.testing.assert_allclose(value, whole.state[name], rtol=0, atol=1e-8, err_msg=name)
 
 
+def test_c19_tasks_that_share_a_type_embedding(data: dict[str, Any]) -> None:
+    """Compiled, level 1: as eager."""
+    own = {
+        "type": "dpa1", "rcut": 3.0, "rcut_smth": 0.5, "sel": 12, "neuron": [2, 4], "axis_neuron": 2, "tebd_dim": 2,
+        "attn_layer": 0, "seed": 1,
+    }  # fmt: skip
+    data["model"] = {
+        "shared_dict": {"types": ["A", "B"], "own": own},
+        "model_dict": {
+            name: {"type_map": "types", "descriptor": f"own:{level}", "fitting_net": {"neuron": [4], "seed": level}}
+            for level, name in enumerate(("water", "ice"))
+        },
+    }
+    training = data["training"]
+    del training["training_data"], training["validation_data"]
+    training["data_dict"] = {
+        name: {"training_data": {"systems": [system]}} for name, system in (("water", "small"), ("ice", "large"))
+    }
+    training["numb_steps"] = 6
+    start = in_folder("start", changed(data, enable_compile=False), backend="pt_expt", stop_at=0).state
+    plain = in_folder("plain", changed(data, enable_compile=False), backend="pt_expt").state
+    found = in_folder("compiled", data, backend="pt_expt").state
+    for name, value in plain.items():
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-8, err_msg=name)
+    embeddings = [name for name in found if name.startswith("tasks.0.descriptor.type_embedding.")]
+    assert embeddings and any(not np.array_equal(start[name], found[name]) for name in embeddings)
+    for name in embeddings:
+        assert np.array_equal(found[name], found[name.replace("tasks.0.", "tasks.1.")]), name
+    nets = [
+        name
+        for name in found
+        if name.startswith("tasks.0.descriptor.") and name.endswith(".w") and name not in embeddings
+    ]
+    assert nets and not any(np.array_equal(found[name], found[name.replace("tasks.0.", "tasks.1.")]) for name in nets)
+
+
+def test_c8_full_validation_of_spins(data: dict[str, Any]) -> None:
+    rng = np.random.default_rng(4)
+    coord = np.stack(np.meshgrid(*[np.arange(2)] * 3, indexing="ij"), -1).reshape(-1, 3)[:4] * 2.0
+    labels = {
+        "energy": rng.normal(-12.0, 1.0, (3, 1)), "force": rng.normal(size=(3, 4, 3)), "spin": rng.normal(size=(3, 4, 3)),
+        "force_mag": rng.normal(size=(3, 4, 3)),
+    }  # fmt: skip
+    write_system(
+        "spins", coord + rng.uniform(0.0, 0.5, (3, 4, 3)), np.arange(4) % 2, np.eye(3) * 6.0, type_map=("A", "B"),
+        labels=labels,
+    )  # fmt: skip
+    data["model"]["spin"] = {"use_spin": ["A"], "virtual_scale": 0.3}
+    data["loss"] = {
+        "type": "ener_spin",
+        "start_pref_fr": 100,
+        "limit_pref_fr": 1,
+        "start_pref_fm": 10,
+        "limit_pref_fm": 1,
+    }
+    data["validating"] = {
+        "full_validation": True, "validation_freq": 2, "full_val_start": 0, "validation_metric": "FM:RMSE", "max_best_ckpt": 2,
+    }  # fmt: skip
+    own = {"systems": ["spins"], "batch_size": 1}
+    rows = []
+    for compiled in (False, True):
+        given = changed(data, enable_compile=compiled, training_data=own, validation_data=own, numb_steps=4)
+        train(given, backend="pt_expt", output=None, skip_neighbor_stat=True)
+        lines = [line for line in Path("val.log").read_text().splitlines() if not line.startswith("#")]
+        rows.append(np.array([[float(value) for value in line.split()] for line in lines]))
+        assert len(list(Path().glob("best.ckpt-*.dp"))) == 2
+    assert rows[0][:, 0].tolist() == [2, 4] and np.isfinite(rows[0][:, :5]).all()
+    np.testing.assert_allclose(rows[1], rows[0], rtol=1e-2)  # printed with few digits
+
+
 def test_the_command(data: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[Any] = []
 

@@ -15,6 +15,6 @@ fire in that inner pass, in an order that depends on threads (see `sharded`).
 
 from __future__ import annotations
 
-from .world import TorchWorld, abort, join
+from .world import TorchWorld, join
 
-__all__ = ["TorchWorld", "abort", "join"]
+__all__ = ["TorchWorld", "join"]

@@ -11,11 +11,10 @@ import json
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ import torch.distributed as dist
 from dpmodel.errors import BackendError, DPError
 from dpmodel.training.world import Alone, RankError, World
 
-__all__ = ["STEP", "WAIT", "TorchWorld", "abort", "join", "lost"]
+__all__ = ["STEP", "WAIT", "TorchWorld", "join", "lost"]
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +222,7 @@ def join(device: str | None, pick: Callable[[str | None], torch.device]) -> Iter
         yield world
         world.wait("leaving the run")
     finally:
-        # NCCL may wait for ranks that are gone: then the process ends by `abort`.
+        # NCCL may wait for ranks that are gone: the command line ends the process without this.
         if not existing and (chosen.type != "cuda" or sys.exc_info()[0] is None):
             dist.destroy_process_group()
 
@@ -251,20 +250,3 @@ def _integer(name: str, default: int) -> int:
     if not value.isdigit():
         raise BackendError(f"the environment variable {name} is {value!r}; expected a number, as torchrun sets it")
     return int(value)
-
-
-def abort(problem: BaseException) -> NoReturn:
-    """End this process of a run at once with what happened, so that the others end too.
-
-    A process that lives on, in handlers of its exit, would let them wait for it.
-    """
-    rank = os.environ.get("RANK", "0")
-    if isinstance(problem, DPError):
-        print(f"rank {rank}: {problem}", file=sys.stderr)  # noqa: T201
-    else:
-        traceback.print_exception(problem, file=sys.stderr)
-        print(f"rank {rank}: {_message(problem)}", file=sys.stderr)  # noqa: T201
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)

@@ -16,7 +16,7 @@ from dpmodel.training.run import train
 
 
 def run(
-    world: Any, folder: str, data: Mapping[str, Any], *, slow: bool = False, drift: float = 0.0, **options: Any
+    world: Any, folder: str, data: Mapping[str, Any], *, drift: float = 0.0, backend: str = "pt", **options: Any
 ) -> Any:
     """Train in a folder. The path, or the kind of what was raised with its text; and the tasks and frames of the steps.
 
@@ -49,7 +49,7 @@ def run(
         mock.patch.object(Loop, "_train", drawn),
     ):
         try:
-            found = ("", str(train(data, backend="pt", device="cpu", **options)))
+            found = ("", str(train(data, backend=backend, device="cpu", **options)))
         except Exception as problem:  # noqa: BLE001 - it is what the test asks about
             found = (type(problem).__name__, str(problem))
     return {"end": found, "frames": seen, "tasks": draws}

@@ -178,7 +178,8 @@ def test_no_parameter_is_stale(stage: int, pair: Any) -> None:
     assert after == again == live == failed and shifted == pytest.approx(after + 7.0)
 
 
-@pytest.mark.parametrize("stage", [3, *(pytest.param(s, marks=pytest.mark.nightly) for s in (0, 1, 2))])
+@pytest.mark.nightly
+@pytest.mark.parametrize("stage", STAGES)
 def test_compiled(stage: int, pair: Any) -> None:
     """With tasks, a frozen net and averages; a changed bias is seen without a new compilation."""
     if "compiled" not in REFERENCES:
@@ -286,16 +287,14 @@ def test_the_allocator_of_the_cpu() -> None:
 # --- the end of a rank -------------------------------------------------------------------------------------
 
 PROGRAM = """
-import atexit, os, sys, time
+import atexit, os, sys, time, types
 import torch
+import dpmodel.cli
 from dpmodel.backends.pt import BACKEND
-from dpmodel.backends.pt.distributed import abort
 sys.path.insert(0, os.path.dirname(sys.argv[1]))
 import cells
 
-torch.set_num_threads(1)
-atexit.register(time.sleep, 60)  # what would keep others waiting
-try:
+def run(args):
     with BACKEND.join("cpu") as world:
         stepper = cells.stepper_of(world, zero_stage=int(sys.argv[2]))
         for step in range(10**6):
@@ -304,9 +303,14 @@ try:
             stepper.step([cells.batch_of(False, step, frames) for frames in cells.share(world)], cells.LR)
             if step == 2:
                 print("ready", flush=True)
-except BaseException as problem:
-    abort(problem)
+
+torch.set_num_threads(1)
+atexit.register(time.sleep, 60)  # what would keep others waiting
+sys.modules["steps"] = types.SimpleNamespace(run=run)
+dpmodel.cli.MODULES["train"] = "steps"
+sys.exit(dpmodel.cli.main(["train", "input.json"]))
 """
+"""The command line, whose command takes steps."""
 
 
 @pytest.mark.parametrize(("stage", "how"), [(0, "kill"), (3, "kill"), (2, "raise")])
@@ -333,6 +337,6 @@ def test_the_end_of_one_rank_ends_the_others(stage: int, how: str) -> None:
             rank.kill()
             rank.wait()
     assert ranks[0].returncode == 1
-    assert "rank 0: " in shown and "another process of this run has ended or does not answer" in shown
+    assert "dpmodel: error: " in shown and "another process of this run has ended or does not answer" in shown
     if how == "raise":
-        assert ranks[1].returncode == 1 and "rank 1: OSError: the disk is full" in other
+        assert ranks[1].returncode == 1 and "dpmodel: error: rank 1: the disk is full" in other

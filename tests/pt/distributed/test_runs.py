@@ -64,34 +64,56 @@ def input_of(workshop: Any, several: bool, **changes: Any) -> dict[str, Any]:
     return data
 
 
+VALIDATED = {
+    "validating__full_validation": True, "validating__validation_freq": 2, "validating__full_val_start": 0.0,
+    "validating__validation_metric": "F:RMSE", "validating__max_best_ckpt": 2, "validating__ema_full_validation": True,
+}  # fmt: skip
+
 CASES: dict[str, tuple[bool, dict[str, Any]]] = {
     "plain": (False, {}),
     "tasks": (True, {"training__disp_avg": True, "training__disp_freq": 3}),
     "stage_1": (False, {"training__zero_stage": 1, **EMA, "training__acc_freq": 2}),
     "stage_2": (True, {"training__zero_stage": 2, **EMA}),
     "stage_3": (False, {"training__zero_stage": 3, **EMA, "training__gradient_max_norm": 0.5}),
+    "validated": (True, {"training__zero_stage": 2, **EMA, **VALIDATED}),
+    "HybridMuon": (False, {"training__zero_stage": 2, **EMA, "optimizer__type": "HybridMuon"}),
+    "AdaMuon": (False, {"training__zero_stage": 3, "optimizer__type": "AdaMuon"}),
+    "LKF": (False, {"optimizer__type": "LKF"}),
+    "compiled": (False, {"training__enable_compile": True}),
 }
+NIGHTLY = ("AdaMuon", "LKF", "compiled")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.nightly] if name in NIGHTLY else []) for name in CASES]
+)
 def test_a_restart_on_two_processes_is_the_run_that_was_not_stopped(workshop: Any, pair: Any, name: str) -> None:
     several, changes = CASES[name]
     data = input_of(workshop, several, **changes)
     whole, parts = folder(workshop, "whole"), folder(workshop, "parts")
-    found = pair("runs:run", whole, data)
+    options = {"backend": "pt_expt", "limit": 300.0} if name == "compiled" else {}
+    found = pair("runs:run", whole, data, **options)
     assert ends(found) == [("", f"model.ckpt-{STEPS}.dp")] * 2
     assert found[0]["tasks"] == found[1]["tasks"] and len(found[0]["tasks"]) == STEPS
-    assert ends(pair("runs:run", parts, data, stop_at=N)) == [("", f"model.ckpt-{N}.dp")] * 2
-    again = pair("runs:run", parts, data, restart="model.ckpt")
+    assert ends(pair("runs:run", parts, data, stop_at=N, **options)) == [("", f"model.ckpt-{N}.dp")] * 2
+    again = pair("runs:run", parts, data, restart="model.ckpt", **options)
     assert again[0]["tasks"] == found[0]["tasks"][N:]
     for file in (
         f"model.ckpt-{STEPS}.dp",
         *([f"model_ema.ckpt-{STEPS}.dp"] if "training__enable_ema" in changes else []),
     ):
         one, two = load(whole, file), load(parts, file)
-        for part in ("step", "state", "optimizer", "schedule", "sampler", "random", "ema"):
+        for part in ("step", "state", "optimizer", "schedule", "sampler", "random", "ema", "validation"):
             close(getattr(one, part), getattr(two, part), f"{file} {part}")
-    assert (Path(whole) / "lcurve.out").read_text() == (Path(parts) / "lcurve.out").read_text()
+    logs, best = (
+        [sorted(path.name for path in Path(place).iterdir() if path.name.startswith(begin)) for place in (whole, parts)]
+        for begin in (("lcurve", "val"), "best")
+    )
+    validated = name == "validated"
+    assert logs == [["lcurve.out", "val.log", "val_ema.log"] if validated else ["lcurve.out"]] * 2
+    for file in logs[0]:
+        assert (Path(whole) / file).read_text() == (Path(parts) / file).read_text(), file
+    assert best[0] == best[1] and len(best[0]) == (4 if validated else 0)
 
 
 def test_every_frame_is_dealt_to_one_of_the_processes(workshop: Any, pair: Any) -> None:
