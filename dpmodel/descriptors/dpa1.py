@@ -119,6 +119,7 @@ class SeAttenV2Config(_AttentionConfig, key="se_atten_v2"):
     """dpa1 with tebd_input_mode strip and smooth_type_embedding. Not a message-passing descriptor."""
 
     tebd_input_mode: str = option("strip", "Always strip.", choices=("strip",))
+    set_davg_zero: bool = option(False, "Do not subtract the mean of the environment matrix.")
 
     def smooth(self) -> bool:
         return True
