@@ -32,6 +32,7 @@ def check_all(config: InputFile) -> None:
                 f"{here}: expected 0, got {width}; it belongs to multi-task training, which is not available in this version"
             )
     _check_loss(config)
+    _check_precisions(config)
     _check_training(config.training)
     # With a run length in epochs the number of steps is not known yet; a long run leaves only what no run could mend.
     steps = config.training.numb_steps
@@ -45,6 +46,20 @@ def _check_loss(config: InputFile) -> None:
     if config.loss.key != wanted:
         what = "with spin" if config.model.has_spin() else f"that predict {output.name!r}"
         raise InputError(f'loss.type: expected "{wanted}", which goes with models {what}; got "{config.loss.key}"')
+
+
+def _check_precisions(config: InputFile) -> None:
+    """Raise InputError for parameters in float16, which can be evaluated and not trained."""
+    for place, part in config.model.standard_parts().items():
+        path = f"model.{place}" if place else "model"
+        sections = [*_descriptors(part.descriptor, f"{path}.descriptor"), (f"{path}.fitting_net", part.fitting_net)]
+        for here, section in sections:
+            if PRECISIONS.get(getattr(section, "precision", ""), "") == "float16":
+                raise InputError(
+                    f"{here}.precision: models of float16 are evaluated, not trained, as a step that changes a parameter "
+                    "by less than a two-thousandth is lost and squares of gradients vanish: expected float32, float64 "
+                    'or default, got float16; train with "float32"'
+                )
 
 
 def notes(config: InputFile, given: dict[str, Any]) -> list[str]:
@@ -242,6 +257,8 @@ def _seed(value: Any) -> str | None:
 
 def _precision(value: Any) -> str | None:
     known = ("default", *PRECISIONS)
+    if value == "bfloat16":
+        return f"one of {', '.join(known)} (NumPy, the reference, has no bfloat16: use float32)"
     return None if value in known else f"one of {', '.join(known)}"
 
 
@@ -254,8 +271,8 @@ def _activation(value: Any) -> str | None:
 
 
 def _trainable(value: Any) -> str | None:
-    items = value if isinstance(value, tuple) else (value,)
-    return None if all(isinstance(item, bool) for item in items) else "true or false, or a list of them"
+    items = value if isinstance(value, tuple) else () if value is None else (value,)
+    return None if all(isinstance(item, bool) for item in items) else "true or false, a list of them, or null"
 
 
 def _widths(value: Any) -> str | None:
