@@ -2,7 +2,7 @@
 
 Each batch comes from one system, drawn with replacement by the dataset's probabilities. Inside a system, frames are
 shuffled and dealt out without replacement; the last batch of a shuffle may be smaller; then a new shuffle starts.
-So every frame is seen once per shuffle and none is dropped.
+So every frame is seen once per shuffle and none is dropped. With "mixed:n" a batch is n such draws of one frame each.
 
 Both are computed from the seed: the k-th draw of a process from one stream per rank, a shuffle from (seed, system,
 number of the shuffle). The state is therefore just the seed and the number of batches drawn, and one process's state
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from dpmodel.data.dataset import Dataset
+from dpmodel.data.mixing import merge
 from dpmodel.data.system import Batch, Integers
 from dpmodel.errors import InputError, ModelFileError
 
@@ -47,13 +48,28 @@ class Sampler:
         self._edges = np.cumsum(dataset.probabilities)
         # Rounding must not let a draw fall behind the last system that can be drawn.
         self._edges[np.flatnonzero(dataset.probabilities)[-1] :] = np.inf
+        self._atomic = frozenset(label.name for label in dataset.labels if label.atomic)
         self._data = self._fingerprint()
         self._rewind()
 
     def next(self) -> Batch:
         """The next batch."""
-        system = int(np.searchsorted(self._edges, self._draws.random(), side="right"))
         self.drawn += 1
+        if not self.dataset.mixed:
+            return self._draw()
+        return merge([self._draw() for _ in range(self.dataset.mixed)], self._atomic)
+
+    def place(self, batch: Batch) -> str:
+        """Where the frames of a batch come from, for messages."""
+        paths = [system.path for system in self.dataset.systems]
+        if batch.systems is None:
+            return paths[batch.system]
+        found = (f"{paths[k]} frame {frame}" for k, frame in zip(batch.systems, batch.frames, strict=True))
+        return f"a batch of {', '.join(found)}"
+
+    def _draw(self) -> Batch:
+        """Frames of one system."""
+        system = int(np.searchsorted(self._edges, self._draws.random(), side="right"))
         number = int(self._counts[system])
         self._counts[system] += 1
         shuffle, place = divmod(number, self._lengths[system])
@@ -95,19 +111,21 @@ class Sampler:
         self.seed = seed
         self._rewind()
         # A stream gives the same numbers one by one and many at a time, so replaying is a count.
-        while self.drawn < drawn:
-            count = min(_REPLAY, drawn - self.drawn)
+        todo = drawn * max(1, self.dataset.mixed)
+        while todo:
+            count = min(_REPLAY, todo)
             systems = np.searchsorted(self._edges, self._draws.random(count), side="right")
             self._counts += np.bincount(systems, minlength=len(self._counts))
-            self.drawn += count
+            todo -= count
+        self.drawn = drawn
 
     def _rewind(self) -> None:
         """To before the first batch."""
         count = len(self.dataset.systems)
         self.drawn = 0
         """Batches drawn so far."""
-        self._draws = self._generator(0, self.rank)
-        self._counts = np.zeros(count, np.int64)
+        self._draws: np.random.Generator = self._generator(0, self.rank)
+        self._counts: Integers = np.zeros(count, np.int64)
         self._shuffles: list[Any] = [None] * count
         shares = [len(_share(np.arange(len(pool)), self.rank, self.world)) for pool in self.dataset.frames]
         self._lengths = [-(-share // size) for share, size in zip(shares, self.dataset.batch_sizes, strict=True)]
@@ -128,6 +146,8 @@ class Sampler:
             digest.update(f"{size} {len(pool)};".encode())
             digest.update(pool.astype("<i8").tobytes())
         digest.update(",".join(f"{p:.12g}" for p in self.dataset.probabilities).encode())
+        if self.dataset.mixed:
+            digest.update(f";mixed {self.dataset.mixed}".encode())
         return digest.hexdigest()
 
 

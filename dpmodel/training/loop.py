@@ -110,7 +110,7 @@ class Loop:
 
     def _next(self, sampler: Sampler) -> Prepared:
         batch = sampler.next()
-        return prepare(batch, self.builder, self.atomic_labels, sampler.dataset.systems[batch.system].path)
+        return prepare(batch, self.builder, self.atomic_labels, sampler.place(batch))
 
     def _show(self, step: int, read: Callable[[], dict[str, float]], lr: float) -> None:
         training = self.average.means() if self.disp_avg else read()
