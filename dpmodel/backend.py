@@ -111,6 +111,8 @@ class Trainer(Backend, Protocol):
 
     compiles_training: ClassVar[bool]
     """Whether `stepper` takes compile=True."""
+    several_tasks: ClassVar[bool]
+    """Whether `stepper` takes a `MultiTask`."""
     optimizers: ClassVar[frozenset[str]]
     """The `optimizer.type`s that `stepper` takes."""
 

@@ -56,7 +56,9 @@ _METRICS = {
     "mae_f": "Force MAE, eV/Å",
     "mae_v": "Virial MAE, eV/atom",
 }
-"""Titles of the columns that users look at; others are drawn where none of these is there."""
+"""Titles of the columns that users look at; of a task that has none of these, others are drawn."""
+_LINES = ("-", "--", ":", "-.")
+"""One for each task, in turn."""
 
 _PARITY = (
     ("energy_per_atom", "Energy", "meV/atom", 1000.0, True),
@@ -83,15 +85,18 @@ def plot_lcurve(lcurve: str | os.PathLike[str], output: str | os.PathLike[str], 
     if not len(step):
         raise InputError(f"{lcurve}: there are no rows yet; the first one comes with the first step")
     panels = _panels(table)
+    tasks = sorted({task for columns in panels.values() for _, _, task in columns})
     with _load("matplotlib").rc_context(_STYLE):
         figure, axes = _figure(len(panels) + ("lr" in table), 3.9, 3.2)
-        for axis, (metric, columns) in zip(axes, panels.items(), strict=False):
+        for k, (axis, (metric, columns)) in enumerate(zip(axes, panels.items(), strict=False)):
             axis.set_title(_METRICS.get(metric, metric))
             for part, column, task in columns:
                 validated = part == "val"
-                _curve(axis, step, table[column], f"{'validation' if validated else 'training'}{task}", validated)
+                label = f"{'validation' if validated else 'training'}{task}"
+                _curve(axis, step, table[column], label, validated, _LINES[tasks.index(task) % len(_LINES)])
             _scales(axis, step)
-        axes[0].legend(loc="upper right")
+            if k == 0 or len(tasks) > 1:
+                axis.legend(loc="upper right")
         if "lr" in table:
             _curve_rate(axes[-1], step, table["lr"])
         return _finish(figure, target, form, title)
@@ -172,15 +177,20 @@ def _panels(table: dict[str, np.ndarray]) -> dict[str, list[tuple[str, str, str]
             panels.setdefault(form[1], []).append((form[2], column, f" {form[3]}" if form[3] else ""))
     if not panels:
         raise InputError("the learning curve has no column with numbers above 0 to draw")
-    known = {name: sorted(panels[name]) for name in _METRICS if name in panels}
-    return known or {name: sorted(columns) for name, columns in panels.items()}
+    drawn = {name: panels[name] for name in _METRICS if name in panels}
+    served = {task for columns in drawn.values() for _, _, task in columns}
+    others = {name: [column for column in columns if column[2] not in served] for name, columns in panels.items()}
+    others = {name: columns for name, columns in others.items() if columns}
+    if served and len(others) > 1:
+        others.pop("rmse", None)  # the root of the loss, beside what it consists of
+    return {name: sorted(columns) for name, columns in {**drawn, **others}.items()}
 
 
-def _curve(axis: Any, step: np.ndarray, values: np.ndarray, label: str, validated: bool) -> None:
+def _curve(axis: Any, step: np.ndarray, values: np.ndarray, label: str, validated: bool, line: str) -> None:
     kept = np.isfinite(values) & (values > 0)
     colour = _VALIDATION if validated else _TRAINING
     axis.plot(
-        step[kept], values[kept], color=colour, linewidth=1.8 if validated else 1.4, label=label,
+        step[kept], values[kept], line, color=colour, linewidth=1.8 if validated else 1.4, label=label,
         marker="o" if np.count_nonzero(kept) < 3 else None, markersize=4, solid_joinstyle="round",
     )  # fmt: skip
     if validated:

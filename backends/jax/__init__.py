@@ -44,6 +44,7 @@ class JaxBackend:
     name: ClassVar[str] = "jax"
     has_gradients: ClassVar[bool] = True
     compiles_training: ClassVar[bool] = True
+    several_tasks: ClassVar[bool] = False
     optimizers: ClassVar[frozenset[str]] = frozenset(("Adam", "AdamW"))
 
     def evaluator(self, model: Model, *, device: str | None = None, compile: bool = False) -> Evaluator:

@@ -84,6 +84,7 @@ class TorchBackend:
     name: ClassVar[str] = "pt"
     has_gradients: ClassVar[bool] = True
     compiles_training: ClassVar[bool] = False
+    several_tasks: ClassVar[bool] = True
     optimizers: ClassVar[frozenset[str]] = frozenset(("Adam", "AdamW", "AdaMuon", "HybridMuon", "LKF"))
     overrides: ClassVar[Overrides] = override_table(OVERRIDES)
 

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from .optimizers import shards
+
 __all__ = ["Report", "Store", "local", "model_state"]
 
 
@@ -33,8 +35,7 @@ def model_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 def local(tensor: Any) -> torch.Tensor:
     """What this rank holds of a tensor: itself, or its part of a sharded one."""
     with torch.no_grad():
-        found: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return found
+        return shards.local(tensor)
 
 
 class Store:

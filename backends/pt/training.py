@@ -24,6 +24,8 @@ from dpmodel.training.world import Alone, World
 
 from .average import Average
 from .bridge import Overrides, from_torch, graph_to_torch, to_torch, torch_curvature, torch_gradient
+from .distributed.replicas import Replicas, Shares, broadcast_from_chief
+from .distributed.sharded import Sharded
 from .live import LiveEvaluator
 from .memory import keep_freed_memory
 from .optimizers import LKF, SLOTS, Observation, kalman_step, make_optimizer
@@ -108,14 +110,10 @@ class TorchStepper:
                     "training.zero_stage = %d has nothing to share in one process: it runs as stage 0", stage
                 )
             return Store(module, parts)
-        from .distributed.replicas import Replicas, Shares, broadcast_from_chief  # noqa: PLC0415 - one process needs none
-
         world: Any = self.world
         broadcast_from_chief(module, world)
         if stage < 2:
             return (Replicas, Shares)[stage](module, parts, world)
-        from .distributed.sharded import Sharded  # noqa: PLC0415 - FSDP2 takes a second to import
-
         skeleton = to_torch(model, device="meta", overrides=overrides)
         return Sharded(module, parts, world, stage=stage, skeleton=(skeleton, _parts(skeleton)))
 

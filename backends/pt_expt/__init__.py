@@ -64,6 +64,7 @@ class ExportableBackend:
     name: ClassVar[str] = "pt_expt"
     has_gradients: ClassVar[bool] = True
     compiles_training: ClassVar[bool] = True
+    several_tasks: ClassVar[bool] = True
     optimizers: ClassVar[frozenset[str]] = frozenset(("Adam", "AdamW", "AdaMuon", "HybridMuon", "LKF"))
     overrides: ClassVar[Overrides] = override_table(OVERRIDES)
 

@@ -6,6 +6,8 @@ With B_k batches in an epoch of task k (see `Dataset.total_batches`)::
     numb_epoch e      S = ceil(e B)
     num_epoch_dict    s_k = e_k B_k;  S = ceil(sum s_k);  probability of task k: s_k / sum s
 
+Where a step takes several batches (`acc_freq`), B_k is that many times smaller.
+
 All of it is exact arithmetic on integers and on the decimals of the input, so that processes with the same B_k agree
 to the last bit, whatever their hardware; the B_k come from rank 0. A task is drawn with integers too: `TaskDraw`.
 """
@@ -48,6 +50,7 @@ def run_length(
     batches: Mapping[str, int],
     systems: Mapping[str, int],
     *,
+    accumulate: int = 1,
     numb_steps: int | None = None,
     numb_epoch: float | None = None,
     num_epoch_dict: Mapping[str, float] | None = None,
@@ -55,7 +58,8 @@ def run_length(
 ) -> RunLength:
     """The length of a run and the probabilities of its tasks.
 
-    batches: per task, those of an epoch of this process; systems: how many systems of data a task has.
+    batches: per task, those of an epoch of this process; systems: how many systems of data a task has; accumulate: batches
+    of a step.
 
     Raises InputError where the options do not name the tasks, exclude each other, or give no number of steps.
     """
@@ -67,7 +71,7 @@ def run_length(
         if numb_steps is not None or numb_epoch is not None or model_prob:
             raise InputError("training.num_epoch_dict excludes numb_steps, numb_epoch and model_prob; remove them")
         epochs = _numbers(num_epoch_dict, tasks, "num_epoch_dict", above=True)
-        parts = {name: epochs[name] * batches[name] for name in tasks}
+        parts = {name: epochs[name] * Fraction(batches[name], accumulate) for name in tasks}
         total = sum(parts.values(), Fraction(0))
         return RunLength(
             _whole(total, "num_epoch_dict: these passes"), {name: part / total for name, part in parts.items()}
@@ -78,7 +82,9 @@ def run_length(
         if len(tasks) > 1:
             raise InputError("training.numb_epoch is for one task; give num_epoch_dict, one number per task")
         return RunLength(
-            _whole(_decimal(numb_epoch) * batches[tasks[0]], f"numb_epoch: {numb_epoch:g} passes"),
+            _whole(
+                _decimal(numb_epoch) * Fraction(batches[tasks[0]], accumulate), f"numb_epoch: {numb_epoch:g} passes"
+            ),
             {tasks[0]: Fraction(1)},
         )
     if numb_steps is None:

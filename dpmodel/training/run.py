@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import math
@@ -36,7 +37,7 @@ from dpmodel.training.share import listening, shared, shared_weights
 from dpmodel.training.signals import save_and_leave
 from dpmodel.training.start import by_task, check_same_run, find_checkpoint, find_model, seeds
 from dpmodel.training.stepper import StepOptions
-from dpmodel.training.tasks import length_of, make_tasks
+from dpmodel.training.tasks import extent_of, length_of, make_tasks
 from dpmodel.training.validation import FullValidation, ValidationTask, first_step
 from dpmodel.training.weights import Origin, make_model, resolve_capacities
 from dpmodel.training.world import World
@@ -113,7 +114,7 @@ def train(
         run.find_start(restart, init_model)
         if finetune is not None:
             run.fine_tune(finetune, model_branch, force=force_load, sections=use_pretrain_script)
-        run.open_data()
+        run.open_data(stop_at)
         run.make_model(skip_neighbor_stat)
         run.prepare()
         with world.agreement("writing the normalised input"):
@@ -137,6 +138,11 @@ class _Run:
             raise InputError(
                 f"optimizer.type: expected one of {', '.join(sorted(trainer.optimizers))} on the backend {trainer.name}, got "
                 f"{inp.optimizer.key}; use one of them, or --backend pt"
+            )
+        if inp.multi and not trainer.several_tasks:
+            raise InputError(
+                f"model.model_dict: the backend {trainer.name} trains one task; for several use --backend pt, or --backend "
+                "pt_expt to compile them"
             )
         check_observers(inp.training, trainer)
         self.normalised = json.loads(json.dumps(inp.normalised))
@@ -189,8 +195,8 @@ class _Run:
             self.inp = with_sections(self.inp, found)
             self.tasks = make_tasks(self.inp, self.world.size)
 
-    def open_data(self) -> None:
-        """Open and check all systems, and fix the length of the run."""
+    def open_data(self, stop_at: int | None = None) -> None:
+        """Open and check all systems, and fix the length of the run; all processes must have the same."""
         with self.world.agreement("opening the data"):
             for task in self.tasks.values():
                 task.open_data()
@@ -202,6 +208,8 @@ class _Run:
         self.world.same(
             num_steps=self.num_steps, warmup_steps=self.schedule.warmup_steps, first_step=self.start,
             disp_freq=training.disp_freq, save_freq=training.save_freq, acc_freq=training.acc_freq,
+            stop_at=-1 if stop_at is None else stop_at,
+            **{f"the_data{f'_of_{name}' if name else ''}": extent_of(task) for name, task in self.tasks.items()},
             **{f"probability_of_{name or 'the_task'}": edge for name, edge in zip(self.tasks, self.draw.edges, strict=True)},
         )  # fmt: skip
 
@@ -249,6 +257,10 @@ class _Run:
             self._restore(self.checkpoint, decay)
         self.saver = self._saver(decay)
         self.loop.save_best = self.saver.save_best
+        # Their numbers are the stepper's now, which may share them out.
+        self.origin = self.model = None
+        if self.checkpoint is not None:
+            self.checkpoint = dataclasses.replace(self.checkpoint, model={}, state={}, optimizer={}, ema={})
 
     def _restore(self, checkpoint: Checkpoint, decay: float | None) -> None:
         """Optimizer, averages, batches: as they were."""

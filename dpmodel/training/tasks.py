@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ from dpmodel.training.length import RunLength, run_length
 from dpmodel.training.schedules import worker_scale
 from dpmodel.training.world import World
 
-__all__ = ["Task", "length_of", "make_tasks"]
+__all__ = ["Task", "extent_of", "labels_of", "length_of", "make_tasks"]
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +115,12 @@ def labels_of(model: ModelSection, loss: Any) -> tuple[LabelRequest, ...]:
     return tuple(found.values())
 
 
+def extent_of(task: Task) -> int:
+    """A number for how much data a task has, in which order: processes that do not read the same find it out by that."""
+    systems = zip(task.data.systems, task.data.batch_sizes, task.data.frames, strict=True)
+    return zlib.crc32(repr([(system.natoms, size, len(frames)) for system, size, frames in systems]).encode())
+
+
 def length_of(inp: Input, tasks: Mapping[str, Task], world: World) -> RunLength:
     """The length of the run, by what rank 0 counts of its data; collective."""
     training = inp.training
@@ -123,6 +130,7 @@ def length_of(inp: Input, tasks: Mapping[str, Task], world: World) -> RunLength:
     found = run_length(
         batches,
         dict(zip(tasks, systems, strict=True)),
+        accumulate=training.acc_freq,
         numb_steps=training.numb_steps,
         numb_epoch=training.numb_epoch,
         num_epoch_dict=training.num_epoch_dict,

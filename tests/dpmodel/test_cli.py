@@ -453,3 +453,20 @@ def test_an_ascii_terminal_is_no_reason_to_fail() -> None:
     command = [sys.executable, "-m", "dpmodel", "show", str(GOLDEN)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, "6 ?, at most" in done.stdout) == (0, True), done.stderr
+
+
+def test_logs_of_several_processes(monkeypatch) -> None:
+    from types import SimpleNamespace
+
+    from dpmodel.cli import _own_log
+
+    found = {}
+    for rank in ("0", "1"):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", rank)
+        for mode in ("master", "collect", "workers"):
+            found[rank, mode] = _own_log(SimpleNamespace(log_path="run.log", mpi_log=mode))
+    assert [found["0", mode] for mode in ("master", "collect", "workers")] == ["run.log"] * 3
+    assert [found["1", mode] for mode in ("master", "collect", "workers")] == [None, "run.log", "run.log.1"]
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert _own_log(SimpleNamespace(log_path="run.log", mpi_log="workers")) == "run.log"

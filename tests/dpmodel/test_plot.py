@@ -137,3 +137,19 @@ def test_other_quantities(tmp_path: Path) -> None:
     np.savetxt(tmp_path / "odd.dipole.out", rng.normal(size=(5, 5)))
     with pytest.raises(InputError, match=r"odd\.dipole\.out: expected rows of twice as many"):
         plot_parity(tmp_path / "odd", target)
+
+
+def test_panels_of_several_tasks(tmp_path: Path) -> None:
+    """A task whose metrics have no title has panels too, without its total; each task has a line of its own kind."""
+    curve = LearningCurve(tmp_path / "lcurve.out")
+    for k in (1, 2, 3):
+        energies = {"rmse": 9.0 / k, "rmse_e": 0.1 / k}
+        metrics = {"water": energies, "ice": energies, "dipole": {"rmse": 3.0 / k, "rmse_local_dipole": 0.1 / k}}
+        curve.write(k, metrics, metrics, 1e-3)
+    target = tmp_path / "x.svg"
+    plot_lcurve(tmp_path / "lcurve.out", target)
+    found = texts(target)
+    for text in ("Energy RMSE, eV/atom", "rmse_local_dipole", "training water", "validation ice", "training dipole"):
+        assert f"<!-- {text} -->" in found
+    assert "<!-- rmse -->" not in found
+    assert found.count("stroke-dasharray") > 2

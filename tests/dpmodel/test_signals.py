@@ -40,6 +40,15 @@ def test_second_ctrl_c() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_ctrl_c_that_the_launcher_passes_on_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with save_and_leave(several=True) as request:
+        send_twice(signal.SIGINT)
+        assert request.name == "SIGINT"
+        monkeypatch.setattr("dpmodel.training.signals.PATIENCE", -1.0)
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+
+
 def test_only_ctrl_c_interrupts(capfd: pytest.CaptureFixture[str]) -> None:
     """A batch system repeats SIGTERM, and one Ctrl-C after it is the first."""
     with save_and_leave() as request:

@@ -25,6 +25,14 @@ def test_one_task(options: dict[str, Any], steps: int) -> None:
     assert found.probabilities == {"": 1.0}
 
 
+def test_steps_of_several_batches() -> None:
+    assert run_length(ONE, {"": 3}, accumulate=4, numb_epoch=2).num_steps == 15
+    assert run_length(ONE, {"": 3}, accumulate=7, numb_epoch=1).num_steps == 5
+    assert run_length(ONE, {"": 3}, accumulate=7, numb_steps=9).num_steps == 9
+    found = run_length(TWO, {"water": 3, "ice": 1}, accumulate=2, num_epoch_dict={"water": 1, "ice": 1})
+    assert (found.num_steps, found.shares["ice"]) == (19, Fraction(7, 37))
+
+
 def test_several_tasks() -> None:
     found = run_length(TWO, {"water": 3, "ice": 1}, num_epoch_dict={"ice": 0.7, "water": 0.1})
     assert found.num_steps == 8  # 3 + 4.9

@@ -118,7 +118,7 @@ def test_a_restart_on_another_backend(data: dict[str, Any], first: str, second: 
     stepper_of = get_trainer(second).stepper
     before = Checkpoint.load(path)
     model, loss, optimizer = made(data, path)
-    stepper = stepper_of(model, loss, optimizer, device="cpu")
+    stepper = stepper_of(model, loss, optimizer, device="cpu", options=StepOptions())
     stepper.load_optimizer_state(before.optimizer)
     after = stepper.optimizer_state()
     for slot in ("exp_avg", "exp_avg_sq", "step"):

@@ -111,6 +111,19 @@ def test_optimizers_that_jax_lacks() -> None:
         trainer.stepper(model, {"": loss}, Other(), device="cpu", options=StepOptions())
 
 
+def test_runs_of_several_tasks_end_before_any_data_is_read() -> None:
+    own = {"type_map": "types", "descriptor": {"type": "se_e2_a", "sel": [5]}, "fitting_net": {}}
+    data = {
+        "model": {"shared_dict": {"types": ["A"]}, "model_dict": {"one": own, "two": own}},
+        "learning_rate": {"start_lr": 0.001}, "loss_dict": {"one": {}, "two": {}},
+        "training": {
+            "data_dict": {name: {"training_data": {"systems": ["nowhere"]}} for name in ("one", "two")}, "numb_steps": 1,
+        },
+    }  # fmt: skip
+    with pytest.raises(InputError, match=r"model\.model_dict: the backend jax trains one task"):
+        train(data, backend="jax", output=None)
+
+
 @pytest.mark.parametrize("kind", ["AdaMuon", "HybridMuon", "LKF"])
 def test_runs_with_them_end_before_any_data_is_read(kind: str) -> None:
     data = {

@@ -21,13 +21,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, Shard
 from torch.func import functional_call
 
 from dpmodel.fittings.base import Fitting
 
+from ..optimizers.shards import whole
 from ..store import Report, Store, local
 from .replicas import buckets
 from .world import TorchWorld, lost
@@ -111,11 +109,14 @@ class Sharded(Store):
         self._skeletons = {
             task: (part, {n: first[id(t)] for n, t in _named(part)}) for task, part in skeleton[1].items()
         }
+        # Here, as they take a second to import.
+        from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415
+        from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
+
         self._mesh = init_device_mesh(world.device.type, (world.size,))
-        self._groups: list[FSDPModule] = []
+        self._groups: list[Any] = []
         for group in groups_of(module):
-            sharded = fully_shard(cast(Any, group), mesh=self._mesh, reshard_after_forward=stage == 3)
-            self._groups.append(cast(FSDPModule, sharded))
+            self._groups.append(fully_shard(cast(Any, group), mesh=self._mesh, reshard_after_forward=stage == 3))
         self._parameters = dict(module.named_parameters())
         self._leaves: dict[str, torch.nn.Parameter] = {}
         self._sums: dict[str, torch.Tensor] = {}
@@ -220,7 +221,7 @@ class Sharded(Store):
         found = {}
         for name, value in tensors.items():
             with lost("gathering a state"):
-                full = value.full_tensor() if isinstance(value, DTensor) else value
+                full = whole(value)
             found[name] = full.detach().cpu().numpy().copy()
         return found
 
@@ -230,8 +231,10 @@ class Sharded(Store):
         own = torch.tensor(np.asarray(array)[first : first + rows], device=self.device)
         return self._sharded(name, own)
 
-    def _sharded(self, name: str, own: torch.Tensor) -> DTensor:
+    def _sharded(self, name: str, own: torch.Tensor) -> torch.Tensor:
         """A tensor that is laid out like a parameter, of this rank's part."""
+        from torch.distributed.tensor import DTensor, Shard  # noqa: PLC0415 - see above
+
         p: Any = self._parameters[name]
         return DTensor.from_local(own, self._mesh, [Shard(0)], run_check=False, shape=p.shape, stride=p.stride())
 

@@ -85,3 +85,11 @@ def biases(world: Any, folder: str, data: Mapping[str, Any]) -> dict[str, np.nda
     with mock.patch.object(_Run, "_change_bias", noted):
         assert not run(world, folder, data)["end"][0]
     return found
+
+
+def differ(world: Any, folder: str, data: Mapping[str, Any], other: str | None = None) -> Any:
+    """A run of which each rank is told something else: where to stop, or which data there are."""
+    if other is None:
+        return run(world, folder, data, stop_at=3 + world.rank)["end"]
+    training = {**data["training"], "training_data": {**data["training"]["training_data"], "systems": [other]}}
+    return run(world, folder, {**data, "training": training} if world.rank else data)["end"]

@@ -222,3 +222,12 @@ def test_what_one_process_cannot_do_ends_both(workshop: Any, pair: Any, rank: in
     assert kinds[rank] == "OSError" and kinds[1 - rank] == "RankError"
     assert all("No space left on device" in text for _, text in found)
     assert f"rank {rank}: " in found[1 - rank][1]
+
+
+def test_r_s4_07_what_must_be_the_same_is_compared_at_the_start(workshop: Any, pair: Any) -> None:
+    found = pair("runs:differ", folder(workshop, "run"), input_of(workshop, False))
+    assert [kind for kind, _ in found] == ["RankError"] * 2
+    assert all("stop_at is not the same on all ranks: 3 on rank 0, 4 on rank 1" in text for _, text in found)
+    more = workshop.input(workshop.system("more", nframes=7), **SMALL)
+    found = pair("runs:differ", folder(workshop, "other"), more, str(Path(workshop.folder) / "data"))
+    assert all("the_data is not the same on all ranks" in text for _, text in found)
