@@ -20,6 +20,7 @@ from dpmodel.models import builder_of
 from dpmodel.models.build import build_model
 from dpmodel.training.batches import Prepared, prepare
 from dpmodel.training.run import train
+from dpmodel.training.stepper import StepOptions
 
 LABELS = (labels.ENERGY, labels.FORCE)
 
@@ -132,12 +133,10 @@ def test_the_loss_is_the_mean_of_those_of_single_frames(paths: list[str], tmp_pa
     assert len(set(batch.systems.tolist())) > 1
     for backend in ("pt", "jax"):
         loss = build_loss(inp.loss, 0.001, inp.model.output()).bound(model)
-        stepper = get_trainer(backend).stepper(
-            model, loss, inp.optimizer, device="cpu", gradient_max_norm=None, compile=False
-        )
+        stepper = get_trainer(backend).stepper(model, {"": loss}, inp.optimizer, options=StepOptions(), device="cpu")
 
         def measured(prepared: Prepared) -> dict[str, float]:
-            return stepper.measure(*prepared, 0.001)  # noqa: B023  # called within the turn
+            return stepper.measure(prepared, 0.001)  # noqa: B023  # called within the turn
 
         alone = [
             measured(prepare(data.systems[k].batch(np.array([frame])), builder, frozenset({"force"})))

@@ -109,7 +109,20 @@ LOSSES: dict[str, Defaults] = {
 OPTIMIZERS: dict[str, Defaults] = {
     "Adam": {"adam_beta1": 0.9, "adam_beta2": 0.999, "weight_decay": 0.0},
     "AdamW": {"adam_beta1": 0.9, "adam_beta2": 0.999, "weight_decay": 0.001},
-}
+    "AdaMuon": {
+        "momentum": 0.95, "adam_beta1": 0.9, "adam_beta2": 0.95, "weight_decay": 0.001, "lr_adjust": 10.0,
+        "lr_adjust_coeff": 0.2,
+    },
+    "HybridMuon": {
+        "momentum": 0.95, "adam_beta1": 0.9, "adam_beta2": 0.95, "weight_decay": 0.001, "lr_adjust": 0.0,
+        "lr_adjust_coeff": 0.18, "muon_mode": "slice", "enable_gram": True, "flash_muon": True, "magma_muon": True,
+        "min_2d_dim": 1,  # of former inputs
+    },
+    "LKF": {
+        "kf_blocksize": 5120, "kf_start_pref_e": 1.0, "kf_limit_pref_e": 1.0, "kf_start_pref_f": 1.0,
+        "kf_limit_pref_f": 1.0,
+    },
+}  # fmt: skip
 RATE: Defaults = {
     "start_lr": NEEDED, "stop_lr": None, "stop_lr_ratio": None, "warmup_steps": 0, "warmup_ratio": None,
     # "linear" in DeePMD-kit, where it has no effect; here it acts, so that it has to be asked for.
@@ -124,21 +137,31 @@ RATES: dict[str, Defaults] = {
 DATA: Defaults = {
     "systems": ".", "rglob_patterns": None, "batch_size": "auto", "auto_prob": "prob_sys_size", "sys_probs": None,
 }  # fmt: skip
-TRAINING: Defaults = {
-    "training_data": NEEDED, "validation_data": None, "stat_file": None, "stat_file_mode": "update", "numb_steps": None,
-    "numb_epoch": None, "num_epoch_dict": {}, "model_prob": {}, "data_dict": {}, "seed": None,
-    "disp_file": "lcurve.out", "disp_freq": 1000, "disp_training": True, "time_training": True, "disp_avg": False,
-    "save_freq": 1000, "save_ckpt": "model.ckpt", "save_dir": None, "max_ckpt_keep": 5, "ckpt_keep_ratio": None,
-    "enable_ema": False, "ema_decay": 0.999, "ema_ckpt_keep": None, "change_bias_after_training": False,
-    "profiling": False, "profiling_file": "timeline.json", "enable_profiler": False, "tensorboard": False,
-    "tensorboard_log_dir": "log", "tensorboard_freq": 1, "gradient_max_norm": None, "acc_freq": 1, "zero_stage": 0,
-    "enable_compile": False, "compile_options": None, "neighbor_graph_method": "auto", "mixed_precision": None,
+RUN: Defaults = {
+    "numb_steps": None, "seed": None, "disp_file": "lcurve.out", "disp_freq": 1000, "disp_training": True,
+    "time_training": True, "disp_avg": False, "save_freq": 1000, "save_ckpt": "model.ckpt", "save_dir": None,
+    "max_ckpt_keep": 5, "ckpt_keep_ratio": None, "enable_ema": False, "ema_decay": 0.999, "ema_ckpt_keep": None,
+    "change_bias_after_training": False, "profiling": False, "profiling_file": "timeline.json",
+    "enable_profiler": False, "tensorboard": False, "tensorboard_log_dir": "log", "tensorboard_freq": 1,
+    "gradient_max_norm": None, "acc_freq": 1, "zero_stage": 0, "enable_compile": False, "compile_options": None,
+    "neighbor_graph_method": "auto", "mixed_precision": None,
     "enable_tf32": False,  # not in the table of the specification; DeePMD-kit writes it into its out.json
+    "enable_bf16": False, "freeze_parameters": [], "metrics_file": None,  # ours
+}  # fmt: skip
+TASK_DATA: Defaults = {
+    "training_data": NEEDED, "validation_data": None, "stat_file": None, "stat_file_mode": "update",
+}  # fmt: skip
+TRAINING: Defaults = {
+    **RUN, **TASK_DATA, "numb_epoch": None, "num_epoch_dict": {}, "model_prob": {}, "data_dict": {},
+}  # fmt: skip
+TRAINING_OF_TASKS: Defaults = {
+    **RUN, "numb_epoch": None, "num_epoch_dict": {}, "model_prob": {}, "data_dict": NEEDED,
 }  # fmt: skip
 VALIDATING: Defaults = {
     "full_validation": False, "ema_full_validation": False, "validation_freq": 5000, "save_best": True,
     "save_best_dir": None, "max_best_ckpt": 1, "validation_metric": "E:MAE", "full_val_file": "val.log",
     "full_val_start": 0.5, "compiled_infer": False, "tf32_infer": False, "amp_infer": False,
+    "early_stop_patience": None,  # ours
 }  # fmt: skip
 
 MODEL: Defaults = {
@@ -184,7 +207,8 @@ SECTIONS: list[tuple[type[Config], Defaults]] = [
     *_by_key(descriptors.CONFIGS, DESCRIPTORS), *_by_key(fittings.CONFIGS, FITTINGS), *_by_key(losses.CONFIGS, LOSSES),
     *_by_key(sections.OPTIMIZERS, OPTIMIZERS), *_by_key(schedules.CONFIGS, RATES), *MODELS,
     (RepinitConfig, REPINIT), (RepformerConfig, REPFORMER), (RepflowConfig, REPFLOW),
-    (sections.TrainingConfig, TRAINING), (sections.ValidatingConfig, VALIDATING),
+    (sections.TrainingConfig, TRAINING), (sections.MultiTrainingConfig, TRAINING_OF_TASKS),
+    (sections.TaskDataConfig, TASK_DATA), (sections.ValidatingConfig, VALIDATING),
     (sections.TrainingDataConfig, {**DATA, "min_pair_dist": 0.0}), (sections.ValidationDataConfig, {**DATA, "numb_btch": 1}),
 ]  # fmt: skip
 
