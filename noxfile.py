@@ -92,9 +92,11 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Times and memory per backend, as a table and a JSON file. Example: `nox -s bench -- --peer PYTHON`."""
+    """Times and memory per backend, as a table and a JSON file. Examples: `nox -s bench -- --peer PYTHON`, `-- stages`."""
     install_wheel(session, extras="pt,jax,lammps")
-    session.run("python", "-P", "benchmarks/run.py", *session.posargs)
+    stages = session.posargs[:1] == ["stages"]
+    options = session.posargs[1:] if stages else session.posargs
+    session.run("python", "-P", f"benchmarks/{'stages' if stages else 'run'}.py", *options)
 
 
 @nox.session

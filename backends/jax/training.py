@@ -10,7 +10,6 @@ import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
@@ -72,7 +71,7 @@ class JaxStepper:
             self._model: Any = to_jax(model, device=self._placed(PartitionSpec()), overrides=OVERRIDES)
             kinds = {path: (kind, value, trained) for path, kind, value, trained in walk(self._model)}
             parameters = {path: value for path, (kind, value, _) in kinds.items() if kind is Kind.PARAM}
-            frozen = _frozen(list(parameters), options.frozen)
+            frozen = {path: parameters[path] for path in options.frozen}
             self._trained: Arrays = {p: v for p, v in parameters.items() if kinds[p][2] and p not in frozen}
             if not self._trained:
                 raise InputError(
@@ -268,20 +267,6 @@ def _check(model: Op, options: StepOptions) -> None:
         logger.warning(
             "training.zero_stage = %d has nothing to share in one process: it runs as stage 0", options.zero_stage
         )
-
-
-def _frozen(paths: Sequence[str], patterns: Sequence[str]) -> set[str]:
-    """The parameters that match. Raises InputError for a pattern that none does."""
-    found: set[str] = set()
-    for pattern in patterns:
-        matching = {path for path in paths if fnmatchcase(path, pattern)}
-        if not matching:
-            raise InputError(
-                f"training.freeze_parameters: no parameter matches {pattern!r}; their paths are such as "
-                f"{', '.join(paths[:: max(1, len(paths) // 4)][:4])}"
-            )
-        found |= matching
-    return found
 
 
 _NO_AVERAGE = "this run keeps no averaged parameters: set training.enable_ema"

@@ -6,6 +6,7 @@ in terms of this interface.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -15,7 +16,10 @@ import torch
 
 from .optimizers import shards
 
-__all__ = ["Report", "Store", "local", "model_state"]
+__all__ = ["CHUNK", "Report", "Store", "largest", "lengths", "local", "model_state"]
+
+CHUNK = 1 << 22
+"""Numbers of a gradient that are copied, in float64, at once."""
 
 
 class Report(NamedTuple):
@@ -36,6 +40,34 @@ def local(tensor: Any) -> torch.Tensor:
     """What this rank holds of a tensor: itself, or its part of a sharded one."""
     with torch.no_grad():
         return shards.local(tensor)
+
+
+def largest(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The largest absolute value, float64, (); infinite or NaN where a number is. Copies nothing."""
+    filled = [g for g in gradients if g.numel()]
+    if not filled:
+        return gradients[0].new_zeros((), dtype=torch.float64)
+    return torch.stack([top.double() for top in torch._foreach_norm(filled, math.inf)]).max()  # noqa: SLF001 - as torch.optim does
+
+
+def lengths(gradients: Sequence[torch.Tensor], unit: torch.Tensor) -> torch.Tensor:
+    """2-norms of all numbers in units of `unit` (as they are where it is 0), by chunk; float64, (chunks,)."""
+    divisor = torch.where(unit > 0, unit, 1.0)
+    found, run, filled = [], [], 0
+
+    def close() -> None:
+        found.append(torch.linalg.vector_norm(torch.cat(run).double().div_(divisor)))
+
+    # Many small ones in one chunk, for devices that are slow to start; a large one in several.
+    for gradient in gradients:
+        for piece in gradient.reshape(-1).split(CHUNK):
+            if run and filled + piece.numel() > CHUNK:
+                close()
+                run, filled = [], 0
+            run.append(piece)
+            filled += piece.numel()
+    close()
+    return torch.stack(found)
 
 
 class Store:
@@ -100,11 +132,10 @@ class Store:
 
     def report(self, gradients: Sequence[torch.Tensor]) -> Report:
         """Of gradients as this rank holds them. The norm is c ||g / c|| with c = max |g|, in float64, so that it neither overflows nor vanishes."""
-        flat = torch.cat([g.reshape(-1) for g in gradients]).double()
-        largest = flat.abs().max()
-        relative = torch.linalg.vector_norm(flat / torch.where(largest > 0, largest, 1.0))
+        top = largest(gradients)
+        relative = lengths(gradients, top).square().sum().sqrt()
         # One transfer from the device for both numbers.
-        return Report(*torch.stack([largest, relative]).tolist())
+        return Report(*torch.stack([top, relative]).tolist())
 
     def bad(self, gradients: Mapping[str, torch.Tensor]) -> list[str]:
         """The names of gradients that hold numbers which are not finite, on any rank."""

@@ -7,7 +7,6 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -69,6 +68,7 @@ class TorchStepper:
         self.store = self._stored(model, overrides)
         self.module = self.store.module
         self._trained = {name: p for name, p in self.store.parameters.items() if p.requires_grad}
+        self._tell_precision()
         self._slots = SLOTS[optimizer.key]
         own = [(name, self._trained[name]) for name in self.store.owned(list(self._trained))]
         self.optimizer = (
@@ -88,16 +88,27 @@ class TorchStepper:
                 "training.zero_stage: the optimizer LKF, whose state is matrices over several parameters, needs stage 0; "
                 f"got {self.options.zero_stage}. Set zero_stage to 0 or choose another optimizer"
             )
-        if self.options.tf32:
-            if self.device.type == "cuda":
-                torch.backends.cuda.matmul.allow_tf32 = True
-            else:
-                logger.warning("TF32 is a format of CUDA devices: on %s it changes nothing", self.device)
+        cuda = self.device.type == "cuda"
+        if self.options.tf32 and not cuda:
+            logger.warning("TF32 is a format of CUDA devices: on %s it changes nothing", self.device)
+        # Of the process: a run before may have left it otherwise.
+        torch.backends.cuda.matmul.allow_tf32 = self.options.tf32 and cuda
+
+    def _tell_precision(self) -> None:
+        """Warn of options that only products of float32 matrices heed, where there are none."""
+        names = [n for n, on in (("enable_bf16", self.options.amp), ("enable_tf32", self.options.tf32)) if on]
+        if names and not any(p.dtype is torch.float32 for p in self._trained.values()):
+            logger.warning(
+                "training.%s: changes products of float32 matrices alone, and no trained parameter is float32; set the "
+                "precision of descriptor or fitting net to float32, or leave it out",
+                " and training.".join(names),
+            )
 
     def _stored(self, model: Op, overrides: Overrides) -> Store:
         """The model on the device, and where its parameters lie."""
         module = to_torch(model, device=self.device, overrides=overrides)
-        _freeze(module, self.options.frozen)
+        for path in self.options.frozen:
+            module.get_parameter(path).requires_grad_(False)
         if not any(p.requires_grad for p in module.parameters()):
             raise InputError(
                 "nothing to train: every part of the model has trainable = false, or is frozen by "
@@ -309,20 +320,6 @@ def _parts(module: Any) -> dict[str, torch.nn.Module]:
     several = isinstance(module, MultiTask)
     modules: tuple[Any, ...] = module.tasks if several else (module,)
     return dict(zip(module.names if several else ("",), modules, strict=True))
-
-
-def _freeze(module: torch.nn.Module, patterns: Sequence[str]) -> None:
-    """Parameters of these paths (or of one of them, where a part is shared) are not trained."""
-    named = list(module.named_parameters(remove_duplicate=False))
-    for pattern in patterns:
-        matching = [p for name, p in named if fnmatchcase(name, pattern)]
-        if not matching:
-            some = ", ".join(name for name, _ in named[:: max(1, len(named) // 4)][:4])
-            raise InputError(
-                f"training.freeze_parameters: no parameter matches {pattern!r}; their paths are such as {some}"
-            )
-        for p in matching:
-            p.requires_grad_(False)
 
 
 def _numbers(metrics: Sequence[dict[str, torch.Tensor]]) -> dict[str, float]:

@@ -21,6 +21,7 @@ from dpmodel.models.multi_task import Shared, levels_of, section_at, what_levels
 from dpmodel.nn.activation import activation
 from dpmodel.nn.type_embedding import electron_configurations
 from dpmodel.precision import PRECISIONS
+from dpmodel.training.length import check_length
 from dpmodel.training.schedules import ScheduleConfig, build_schedule
 
 if TYPE_CHECKING:
@@ -39,11 +40,15 @@ def check_all(inp: Input) -> None:
     _check_cases(inp)
     if inp.multi:
         _check_tasks(inp)
-    _check_length(inp)
+    training = inp.training
+    check_length(
+        list(inp.tasks), numb_steps=training.numb_steps, numb_epoch=training.numb_epoch,
+        num_epoch_dict=training.num_epoch_dict, model_prob=training.model_prob,
+    )  # fmt: skip
     _check_validating(inp)
     check_optimizer(inp.optimizer, {name: task.loss for name, task in inp.tasks.items()}, inp.training)
     # With a run length in epochs the number of steps is not known yet; a long run leaves only what no run could mend.
-    steps = inp.training.numb_steps
+    steps = training.numb_steps
     build_schedule(cast(ScheduleConfig, inp.learning_rate), 2**31 if steps is None else steps)
 
 
@@ -82,6 +87,13 @@ def notes(inp: Input, given: dict[str, Any]) -> list[str]:
     if training.ckpt_keep_ratio is not None and training.ema_ckpt_keep is not None:
         out.append("training.ckpt_keep_ratio: overrides training.ema_ckpt_keep")
     out += _notes_without(inp)
+    if not inp.multi:
+        out += [
+            f"{here}: tells tasks apart, and this input has one: its row is the one of the weights that the run begins with "
+            "(--finetune with a head, --init-model, --restart), and zeros where they are fresh"
+            for here, width in _case_widths(inp).items()
+            if width
+        ]
     for name, task in inp.tasks.items():
         prefix = f"training.data_dict.{name}" if inp.multi else "training"
         data = task.data.training_data
@@ -169,46 +181,29 @@ def _check_data(data: TaskDataConfig, path: str) -> None:
                 raise InputError(f"{path}.{name}.{key}: expected one value per system, {count}, got {len(value)}")
 
 
-def _check_length(inp: Input) -> None:
-    """Raise InputError where the length of the run is not said, or said twice."""
-    training = inp.training
-    if not inp.multi:
-        if training.numb_steps is None and training.numb_epoch is None:
-            raise InputError("training: expected numb_steps or numb_epoch, got neither; say how long to train")
-        if training.numb_steps is not None and training.numb_epoch is not None:
-            raise InputError("training: expected numb_steps or numb_epoch, got both; keep one")
-        return
-    if training.num_epoch_dict:
-        for name in ("numb_steps", "model_prob"):
-            if getattr(training, name):
-                raise InputError(f"training.{name}: num_epoch_dict says it already; keep one of them")
-        for name, value in training.num_epoch_dict.items():
-            if not value > 0:
-                raise InputError(f"training.num_epoch_dict.{name}: expected a number above 0, got {show(value)}")
-    elif training.numb_steps is None:
-        raise InputError("training: expected numb_steps or num_epoch_dict, got neither; say how long to train")
-    if training.model_prob and not sum(training.model_prob.values()) > 0:
-        raise InputError("training.model_prob: expected at least one number above 0, got none")
-
-
 # --- several tasks ------------------------------------------------------------------------------------
 
 
 def _check_cases(inp: Input) -> None:
     """Raise InputError where widths of the case embedding are not all 0 or all the number of tasks."""
+    if not inp.multi:
+        return  # any width: a head of a model of several tasks has that of its net
+    widths = _case_widths(inp)
+    count = len(inp.tasks)
+    for here, width in widths.items():
+        if any(widths.values()) and width != count:
+            raise InputError(f"{here}: expected 0 in all tasks, or {count} (the number of tasks) in all, got {width}")
+
+
+def _case_widths(inp: Input) -> dict[str, int]:
+    """`dim_case_embd` of all fitting nets, by place."""
     widths: dict[str, int] = {}
     for name, task in inp.tasks.items():
         path = f"model.model_dict.{name}" if inp.multi else "model"
         for place, part in task.model.standard_parts().items():
             here = ".".join(key for key in (path, place, "fitting_net.dim_case_embd") if key)
             widths[here] = part.fitting.dim_case_embd
-    count = len(inp.tasks) if inp.multi else 0
-    embedded = any(widths.values())
-    for here, width in widths.items():
-        if embedded and width != count:
-            wanted = f"0 in all tasks, or {count} (the number of tasks) in all" if inp.multi else "0"
-            why = "" if inp.multi else "; it tells tasks apart, and belongs to inputs with model.model_dict"
-            raise InputError(f"{here}: expected {wanted}, got {width}{why}")
+    return widths
 
 
 def _check_tasks(inp: Input) -> None:

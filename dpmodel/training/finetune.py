@@ -348,8 +348,41 @@ def _joined(model: MultiTask, tasks: Mapping[str, Model], plans: Mapping[str, Pl
         if plans[task].kind == "resume":
             raise ModelFileError(f"--finetune: {what}: they cannot both go on; share less, or give one a finetune_head")
         logger.warning("%s: those of %s are taken", what, first)
-    joined: MultiTask = model.replace(tasks=tuple(found[name] for name in model.names))
-    return joined
+    return _with_cases(model.replace(tasks=tuple(found[name] for name in model.names)), plans)
+
+
+def _with_cases(model: MultiTask, plans: Mapping[str, Plan]) -> MultiTask:
+    """The tasks that share a fitting net told apart by their rows of the case embedding.
+
+    Rows belong to the numbers that were trained with them: tasks that take a fitting net keep the row of their head, and
+    random ones whose row is taken get one that is free. Raises ModelFileError where two heads have the same.
+    """
+    state = model.state()
+    shared: dict[int, list[tuple[str, str]]] = {}
+    for path in state:
+        if path.endswith(".case_embd"):
+            net = next(name for name in state if name.startswith(f"{path.removesuffix('case_embd')}networks."))
+            shared.setdefault(id(state[net]), []).append((model.names[int(path.split(".")[1])], path))
+    changed: dict[str, np.ndarray] = {}
+    for rows in shared.values():
+        taken: dict[tuple[float, ...], str] = {}
+        for task, path in sorted(rows, key=lambda each: plans[each[0]].kind == "random"):  # stable
+            row = np.asarray(state[path])
+            other = taken.setdefault(tuple(row.tolist()), task)
+            if other == task:
+                continue
+            if plans[task].kind != "random":
+                raise ModelFileError(
+                    f"--finetune: the tasks {other} and {task} share a fitting net and come from heads with the same row "
+                    f"{row.tolist()} of the case embedding, which could not tell them apart; take different heads, or give "
+                    "one a fitting net of its own"
+                )
+            unit = next(
+                each for each in np.eye(row.size, dtype=row.dtype) if taken.get(tuple(each.tolist()), task) == task
+            )
+            taken[tuple(unit.tolist())] = task
+            changed[path] = unit
+    return model.with_state({**state, **changed}) if changed else model
 
 
 def _differ(one: Op, other: Op) -> bool:

@@ -24,7 +24,7 @@ import numpy as np
 
 from dpmodel.errors import InputError
 
-__all__ = ["RunLength", "TaskDraw", "run_length"]
+__all__ = ["RunLength", "TaskDraw", "check_length", "run_length"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,38 @@ class RunLength:
         return {name: float(share) for name, share in self.shares.items()}
 
 
+def check_length(
+    tasks: Sequence[str],
+    *,
+    numb_steps: int | None = None,
+    numb_epoch: float | None = None,
+    num_epoch_dict: Mapping[str, float] | None = None,
+    model_prob: Mapping[str, float] | None = None,
+) -> None:
+    """Raise InputError where options do not say the length of a run, or say it twice, or do not name the tasks.
+
+    tasks: their names; that of the only one of a run without names is "".
+    """
+    if "" in tasks:
+        if (numb_steps is None) == (numb_epoch is None):
+            what = "neither; say how long to train" if numb_steps is None else "both; keep one"
+            raise InputError(f"training: expected numb_steps or numb_epoch, got {what}")
+        return
+    if numb_epoch is not None:
+        raise InputError("training.numb_epoch: it is for one task; give num_epoch_dict, one number per task")
+    if num_epoch_dict:
+        for name, given in (("numb_steps", numb_steps is not None), ("model_prob", bool(model_prob))):
+            if given:
+                raise InputError(f"training.{name}: num_epoch_dict says it already; keep one of them")
+        _check_numbers(num_epoch_dict, tasks, "num_epoch_dict", above=True)
+    elif numb_steps is None:
+        raise InputError("training: expected numb_steps or num_epoch_dict, got neither; say how long to train")
+    if model_prob:
+        _check_numbers(model_prob, tasks, "model_prob", above=False)
+        if not any(model_prob.values()):
+            raise InputError("training.model_prob: expected at least one number above 0, got none")
+
+
 def run_length(
     batches: Mapping[str, int],
     systems: Mapping[str, int],
@@ -61,42 +93,26 @@ def run_length(
     batches: per task, those of an epoch of this process; systems: how many systems of data a task has; accumulate: batches
     of a step.
 
-    Raises InputError where the options do not name the tasks, exclude each other, or give no number of steps.
+    Raises InputError as `check_length` does, and where there are no batches or too many steps.
     """
     tasks = list(batches)
+    check_length(
+        tasks, numb_steps=numb_steps, numb_epoch=numb_epoch, num_epoch_dict=num_epoch_dict, model_prob=model_prob
+    )
     for name, count in batches.items():
         if count < 1:
             raise InputError(f"{_of(name)}training_data: an epoch has {count} batches; expected at least 1")
-    if num_epoch_dict:
-        if numb_steps is not None or numb_epoch is not None or model_prob:
-            raise InputError("training.num_epoch_dict excludes numb_steps, numb_epoch and model_prob; remove them")
-        epochs = _numbers(num_epoch_dict, tasks, "num_epoch_dict", above=True)
-        parts = {name: epochs[name] * Fraction(batches[name], accumulate) for name in tasks}
-        total = sum(parts.values(), Fraction(0))
-        return RunLength(
-            _whole(total, "num_epoch_dict: these passes"), {name: part / total for name, part in parts.items()}
-        )
     if numb_epoch is not None:
-        if numb_steps is not None:
-            raise InputError("training.numb_steps and numb_epoch exclude each other; remove one")
-        if len(tasks) > 1:
-            raise InputError("training.numb_epoch is for one task; give num_epoch_dict, one number per task")
-        return RunLength(
-            _whole(
-                _decimal(numb_epoch) * Fraction(batches[tasks[0]], accumulate), f"numb_epoch: {numb_epoch:g} passes"
-            ),
-            {tasks[0]: Fraction(1)},
-        )
-    if numb_steps is None:
-        raise InputError("training: expected numb_steps, or a length in epochs (numb_epoch; num_epoch_dict with tasks)")
-    if model_prob:
-        weights = _numbers(model_prob, tasks, "model_prob", above=False)
+        passes = _decimal(numb_epoch) * Fraction(batches[tasks[0]], accumulate)
+        return RunLength(_whole(passes, f"numb_epoch: {numb_epoch:g} passes"), {tasks[0]: Fraction(1)})
+    if num_epoch_dict:
+        parts = {name: _decimal(num_epoch_dict[name]) * Fraction(batches[name], accumulate) for name in tasks}
+        num_steps = _whole(sum(parts.values(), Fraction(0)), "num_epoch_dict: these passes")
     else:
-        weights = {name: Fraction(systems[name]) for name in tasks}
-    total = sum(weights.values(), Fraction(0))
-    if total <= 0:
-        raise InputError("training.model_prob: at least one probability must be above 0")
-    return RunLength(numb_steps, {name: weight / total for name, weight in weights.items()})
+        parts = {name: _decimal(model_prob[name]) if model_prob else Fraction(systems[name]) for name in tasks}
+        num_steps = int(numb_steps or 0)
+    total = sum(parts.values(), Fraction(0))
+    return RunLength(num_steps, {name: part / total for name, part in parts.items()})
 
 
 class TaskDraw:
@@ -128,7 +144,7 @@ class TaskDraw:
         return next(name for name, edge in zip(self.names, self.edges, strict=True) if value < edge)
 
 
-def _numbers(given: Mapping[str, float], tasks: Sequence[str], name: str, *, above: bool) -> dict[str, Fraction]:
+def _check_numbers(given: Mapping[str, float], tasks: Sequence[str], name: str, *, above: bool) -> None:
     missing, unknown = [task for task in tasks if task not in given], sorted(given.keys() - set(tasks))
     if missing or unknown:
         raise InputError(
@@ -140,7 +156,6 @@ def _numbers(given: Mapping[str, float], tasks: Sequence[str], name: str, *, abo
             raise InputError(
                 f"training.{name}.{task}: expected a finite number {'above' if above else 'of at least'} 0, got {value!r}"
             )
-    return {task: _decimal(given[task]) for task in tasks}
 
 
 def _decimal(value: float) -> Fraction:

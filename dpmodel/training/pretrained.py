@@ -11,6 +11,7 @@ from dpmodel.config import thaw
 from dpmodel.errors import InputError, ModelFileError
 from dpmodel.files.model_file import ModelFile, read_heads
 from dpmodel.input import Input, load_model
+from dpmodel.input.checks import check_all
 from dpmodel.models import Model, StandardModel
 from dpmodel.models.config import ModelSection
 from dpmodel.training.finetune import SINGLE, Origin, Plan, fine_tune, plan_tasks, source_of
@@ -47,9 +48,11 @@ class FineTuning:
 
 
 def with_sections(inp: Input, sections: Mapping[str, Mapping[str, Any]]) -> Input:
-    """The input with other model sections. Raises InputError."""
+    """The input with other model sections, checked as an input is. Raises InputError."""
     tasks = {name: dataclasses.replace(task, model=load_model(sections[name])) for name, task in inp.tasks.items()}
-    return dataclasses.replace(inp, tasks=tasks)
+    found = dataclasses.replace(inp, tasks=tasks)
+    check_all(found)
+    return found
 
 
 def open_origin(path: str | Path) -> Origin:

@@ -35,7 +35,7 @@ from dpmodel.training.saving import Saver
 from dpmodel.training.schedules import build_schedule
 from dpmodel.training.share import listening, shared, shared_weights
 from dpmodel.training.signals import save_and_leave
-from dpmodel.training.start import by_task, check_same_run, find_checkpoint, find_model, seeds
+from dpmodel.training.start import by_task, check_same_run, checksums, find_checkpoint, find_model, seeds
 from dpmodel.training.stepper import StepOptions
 from dpmodel.training.tasks import extent_of, length_of, make_tasks
 from dpmodel.training.validation import FullValidation, ValidationTask, first_step
@@ -111,10 +111,14 @@ def train(
                 path = None if isinstance(input_path, Mapping) else input_path
                 check_places(inp, input_path=path, output=output)
             run = _Run(inp, trainer, device, world)
+        run.compare(
+            restart=restart is not None, init_model=init_model is not None, finetune=finetune is not None,
+            use_pretrain_script=use_pretrain_script, output=output is not None, stop_at=-1 if stop_at is None else stop_at,
+        )  # fmt: skip
         run.find_start(restart, init_model)
         if finetune is not None:
             run.fine_tune(finetune, model_branch, force=force_load, sections=use_pretrain_script)
-        run.open_data(stop_at)
+        run.open_data()
         run.make_model(skip_neighbor_stat)
         run.prepare()
         with world.agreement("writing the normalised input"):
@@ -159,6 +163,10 @@ class _Run:
 
     # --- what it begins with ----------------------------------------------------------------------------
 
+    def compare(self, **options: int) -> None:
+        """All processes must have the same input and options, before any of them decides what they do next."""
+        self.world.same(**checksums(self.normalised), **options)
+
     def find_start(self, restart: str | Path | None, init_model: str | Path | None) -> None:
         """Read the checkpoint or the model that the run begins with: the chief does, and tells the others."""
         training, world = self.inp.training, self.world
@@ -191,11 +199,13 @@ class _Run:
             if self.world.chief:
                 self.origin = FineTuning(path, self.inp, model_branch=branch, force=force)
                 found = self.origin.sections(self.inp) if sections else {}
-        if found := self.world.plain(found):
-            self.inp = with_sections(self.inp, found)
-            self.tasks = make_tasks(self.inp, self.world.size)
+        found = self.world.plain(found)
+        with self.world.agreement("taking the sections of the pre-trained model"):
+            if found:
+                self.inp = with_sections(self.inp, found)
+                self.tasks = make_tasks(self.inp, self.world.size)
 
-    def open_data(self, stop_at: int | None = None) -> None:
+    def open_data(self) -> None:
         """Open and check all systems, and fix the length of the run; all processes must have the same."""
         with self.world.agreement("opening the data"):
             for task in self.tasks.values():
@@ -204,11 +214,8 @@ class _Run:
         self.num_steps = self.length.num_steps
         self.draw = TaskDraw(self.length.shares, self.task_seed)
         self.schedule = build_schedule(self.inp.learning_rate, self.num_steps, workers=self.world.size)  # type: ignore[arg-type]  # a schedule's section
-        training = self.inp.training
         self.world.same(
             num_steps=self.num_steps, warmup_steps=self.schedule.warmup_steps, first_step=self.start,
-            disp_freq=training.disp_freq, save_freq=training.save_freq, acc_freq=training.acc_freq,
-            stop_at=-1 if stop_at is None else stop_at,
             **{f"the_data{f'_of_{name}' if name else ''}": extent_of(task) for name, task in self.tasks.items()},
             **{f"probability_of_{name or 'the_task'}": edge for name, edge in zip(self.tasks, self.draw.edges, strict=True)},
         )  # fmt: skip
@@ -231,16 +238,12 @@ class _Run:
     def prepare(self) -> None:
         """Make everything that steps need, restored where there is a checkpoint. Writes nothing."""
         training, world = self.inp.training, self.world
-        stage = training.zero_stage
-        if stage and world.size == 1:
-            logger.warning("training.zero_stage %d: there is one process, which shares nothing; stage 0 is used", stage)
-            stage = 0
         decay = training.ema_decay if training.enable_ema else None
         options = StepOptions(
             gradient_max_norm=training.gradient_max_norm,
             compile=training.enable_compile,
             ema_decay=decay,
-            zero_stage=stage,
+            zero_stage=training.zero_stage,
             num_steps=self.num_steps,
             start_lr=self.schedule.start_lr,
             frozen=frozen_paths(self.model, training.freeze_parameters),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ __all__ = [
     "adopt",
     "by_task",
     "check_same_run",
+    "checksums",
     "find_checkpoint",
     "find_model",
     "observed_types",
@@ -61,6 +64,9 @@ _OF_THE_RUN = (
 
 _PLACES = frozenset(("systems", "rglob_patterns", "stat_file", "stat_file_mode"))
 """Where the data is (whether it is the same is checked by what it holds), and where its statistics were kept."""
+
+_SECTIONS = ("model", "learning_rate", "optimizer", "loss", "loss_dict", "training", "validating")
+"""Of an input: of one task or of several, so that all processes compare equally many."""
 
 _CHOSEN_ANEW = frozenset(("sel", "seed", "trainable", "precision"))
 """Options that may differ from those of the model whose weights are taken; `sel` is compared by itself."""
@@ -138,6 +144,20 @@ def check_same_run(checkpoint: Checkpoint, normalised: Mapping[str, Any], num_st
         logger.warning(
             "--restart: training.seed is %r (was %r); that of the checkpoint goes on", now["seed"], training["seed"]
         )
+
+
+def checksums(normalised: Mapping[str, Any]) -> dict[str, int]:
+    """A number for every section of an input, equal on processes that have the same; places of data may differ."""
+    return {
+        f"the_section_{name}": zlib.crc32(json.dumps(_placeless(normalised.get(name)), sort_keys=True).encode())
+        for name in _SECTIONS
+    }
+
+
+def _placeless(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _placeless(item) for key, item in value.items() if key not in _PLACES}
+    return [_placeless(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def adopt(model: Model, other: Any, where: str, *, exact: bool) -> Model:

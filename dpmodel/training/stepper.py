@@ -69,7 +69,7 @@ class StepOptions:
     start_lr: float = 1.0
     """The first learning rate, for optimizers whose options are relative to it."""
     frozen: tuple[str, ...] = ()
-    """Patterns (`fnmatch`) of paths of parameters that are not trained."""
+    """Paths of parameters that are not trained, each the first of its parameter (`dpmodel.training.freezing`)."""
     tf32: bool = False
     """Products of float32 matrices in TF32, on CUDA."""
     amp: bool = False

@@ -68,6 +68,27 @@ def test_a_failing_worker_is_told(tmp_path):
     assert not (tmp_path / "figures.json").exists()
 
 
+def test_stages(tmp_path):
+    """Two processes hold at stage 3 half of what they hold at stage 0, and nothing else; a step leaves its gradients."""
+    pytest.importorskip("torch")
+    output = tmp_path / "stages.json"
+    options = ["--widths", "32", "--steps", "1", "--atoms", "6", "--stages", "3", "--output", str(output)]
+    done = subprocess.run(
+        [sys.executable, "-P", str(FOLDER / "stages.py"), *options], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    whole, shared = json.loads(output.read_text())["results"]
+    assert (whole["stage"], shared["stage"]) == (0, 3)
+    assert whole["parameters_mib"] == pytest.approx(4 * whole["numbers"] / 2**20, rel=0.01)
+    assert shared["held_of_stage_0"] <= 0.55
+    for row in (whole, shared):
+        for rank in row["ranks"]:
+            assert rank["rest"] < 0.05 * rank["held"]
+            assert rank["left_by_step"] == pytest.approx(rank["gradients"], rel=0.05)
+            assert rank["in_step"] > rank["gradients"] and rank["seconds"] > 0
+        assert f"| {row['held_of_stage_0']:.3f} |" in done.stdout
+
+
 def test_supercell(tmp_path, workload):
     content = workload.read_input("sea")
     atoms = [workload.write_frames(tmp_path / f"{k}.npz", content, supercell=k, count=2) for k in (1, 2)]

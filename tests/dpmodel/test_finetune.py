@@ -268,6 +268,54 @@ def test_a_resumed_task_decides_on_what_is_shared(caplog: pytest.LogCaptureFixtu
         )
 
 
+def cases(*names: str, seed: int, rows: tuple[int, ...] | None = None) -> MultiTask:
+    """Models of two or more tasks that share a fitting net, with their rows of the case embedding."""
+    nets = {"dim_case_embd": len(names)}
+    found = [trained(seed, fitting=nets) for _ in names]
+    numbers = rows or [sorted(names).index(name) for name in names]
+    units = np.eye(len(names))
+    return MultiTask(names=names, tasks=tuple(
+        model.replace(
+            descriptor=found[0].descriptor,
+            fitting=model.fitting.replace(networks=found[0].fitting.networks, case_embd=units[k]),
+        )
+        for model, k in zip(found, numbers, strict=True)
+    ))  # fmt: skip
+
+
+def rows_of(model: MultiTask) -> list[int]:
+    assert len({id(task.fitting.networks[0]) for task in model.tasks}) == 1  # type: ignore[attr-defined]
+    return [int(np.argmax(task.fitting.case_embd)) for task in model.tasks]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("names", "kinds", "rows"), [
+    (("b", "c"), {"b": "resume", "c": "random"}, [1, 0]),  # b was the second, and c would be that now
+    (("c", "b"), {"b": "resume", "c": "random"}, [0, 1]),
+    (("a", "c"), {"a": "resume", "c": "random"}, [0, 1]),
+    (("b", "c"), {"b": "inherit", "c": "random"}, [1, 0]),
+    (("c", "d"), {"c": "random", "d": "random"}, [0, 1]),
+])  # fmt: skip
+def test_tasks_that_share_a_fitting_net_have_rows_of_their_own(
+    names: tuple[str, ...], kinds: dict[str, str], rows: list[int]
+) -> None:
+    old = origin(**cases("a", "b", seed=5).models())
+    plans = {name: Plan(kinds[name], name if name in "ab" else "a") for name in names}
+    found = fine_tune(cases(*names, seed=1), old, plans, fit=lambda model: model, change=shifted)
+    assert rows_of(found) == rows
+    for name, plan in plans.items():
+        if plan.kind == "resume":
+            assert_equal(state(found.task(name)), state(old.heads[name].model))
+
+
+def test_two_heads_with_one_row_cannot_share_a_fitting_net() -> None:
+    old = origin(**cases("a", "b", seed=5).models())
+    plans = {"c": Plan("inherit", "b"), "d": Plan("inherit", "b")}
+    with pytest.raises(
+        ModelFileError, match=r"tasks c and d share a fitting net .* same row \[0\.0, 1\.0\] of the case"
+    ):
+        fine_tune(cases("c", "d", seed=1), old, plans, fit=never, change=shifted)
+
+
 def test_from_one_task_to_several_and_back() -> None:
     old = trained(7)
     fitted = tasks("a", "b", seed=9)

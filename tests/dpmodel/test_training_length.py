@@ -54,16 +54,16 @@ def test_r_s4_03_an_integer_quotient_stays_an_integer() -> None:
 
 @pytest.mark.parametrize(("batches", "options", "message"), [
     (ONE, {}, "expected numb_steps"),
-    (ONE, {"numb_steps": 1, "numb_epoch": 1}, "exclude each other"),
+    (ONE, {"numb_steps": 1, "numb_epoch": 1}, "got both; keep one"),
     (TWO, {"numb_epoch": 1}, "num_epoch_dict, one number per task"),
-    (TWO, {"num_epoch_dict": {"water": 1, "ice": 1}, "numb_steps": 1}, "excludes numb_steps"),
-    (TWO, {"num_epoch_dict": {"water": 1, "ice": 1}, "model_prob": {"water": 1, "ice": 1}}, "excludes numb_steps"),
+    (TWO, {"num_epoch_dict": {"water": 1, "ice": 1}, "numb_steps": 1}, "numb_steps: num_epoch_dict says it already"),
+    (TWO, {"num_epoch_dict": {"water": 1, "ice": 1}, "model_prob": {"water": 1, "ice": 1}}, "model_prob: num_epoch_dict says it already"),
     (TWO, {"num_epoch_dict": {"water": 1}}, "missing ice, unknown none"),
     (TWO, {"num_epoch_dict": {"water": 1, "ice": 0}}, "num_epoch_dict.ice: expected a finite number above 0, got 0"),
     (TWO, {"num_epoch_dict": {"water": 1, "ice": float("inf")}}, "finite number above 0"),
     (TWO, {"numb_steps": 1, "model_prob": {"water": 1, "ice": 1, "steam": 1}}, "unknown steam"),
     (TWO, {"numb_steps": 1, "model_prob": {"water": -1, "ice": 2}}, "at least 0, got -1"),
-    (TWO, {"numb_steps": 1, "model_prob": {"water": 0, "ice": 0}}, "at least one probability must be above 0"),
+    (TWO, {"numb_steps": 1, "model_prob": {"water": 0, "ice": 0}}, "expected at least one number above 0, got none"),
     ({"": 0}, {"numb_epoch": 1}, "an epoch has 0 batches"),
     (ONE, {"numb_epoch": 1e15}, "lower it"),
 ])  # fmt: skip

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import dpmodel.training.run as run_module
 from dpmodel.data.system import Batch
 from dpmodel.geometry.build import GraphBuilder
 from dpmodel.graph import NeighbourRequest
@@ -25,6 +29,9 @@ from dpmodel.training.signals import Request
 from dpmodel.training.world import Alone, RankError
 
 from .ranks import Threads, results, run_ranks
+from .several import edited
+
+SEA: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data" / "input" / "sea.json").read_text())
 
 BUILDER = GraphBuilder(requests=(NeighbourRequest(rcut=2.0, sel=(4,), layout="typed_slots"),), ntypes=1)
 
@@ -265,6 +272,57 @@ def test_data_of_the_chief() -> None:
         assert found["a"] == [1, [2.5, None]] and found["e"] == "text"
         assert np.array_equal(found["b"]["c"], given["b"]["c"]) and found["b"]["d"].shape == ()
     assert shared(Alone(), given) is given
+
+
+def trainer_of(world: Threads) -> Any:
+    @contextlib.contextmanager
+    def join(device: str | None) -> Iterator[Threads]:
+        yield world
+
+    return SimpleNamespace(
+        name="pt", join=join, compiles_training=True, several_tasks=True, optimizers=("Adam",), profiles=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "value", "section"), [
+    ("loss.start_pref_f", 7.0, "loss"), ("training.seed", None, "training"), ("model.descriptor.rcut_smth", 0.7, "model"),
+    ("training.disp_freq", 3, "training"), ("validating.full_val_start", 0.3, "validating"),
+])  # fmt: skip
+def test_ranks_with_other_inputs_are_told_before_anything_else(
+    path: str, value: Any, section: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A seed that one has and the other draws, say: the ranks would wait for each other in different places."""
+    own = threading.local()
+    monkeypatch.setattr(run_module, "get_trainer", lambda _: trainer_of(own.world))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def work(world: Threads) -> Any:
+        own.world = world
+        data = edited(edited(SEA, "training.seed", 1), "training.training_data.systems", f"nowhere/{world.rank}")
+        return run_module.train(edited(data, path, value) if world.rank else data, output=None)
+
+    for found in run_ranks(2, work):
+        assert isinstance(found, RankError) and f"the_section_{section} differs" in str(found), found
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module._Run, "find_start", lambda *given: None)
+        patch.setattr(
+            run_module._Run, "open_data", lambda *given: (_ for _ in ()).throw(RankError("places may differ"))
+        )
+        path, value = "training.seed", 1
+        assert {str(found) for found in run_ranks(2, work)} == {"places may differ"}
+
+
+def test_ranks_with_other_options_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = threading.local()
+    monkeypatch.setattr(run_module, "get_trainer", lambda _: trainer_of(own.world))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def work(world: Threads) -> Any:
+        own.world = world
+        return run_module.train(SEA, output=None, restart="model.ckpt" if world.rank else None)
+
+    for found in run_ranks(2, work):
+        assert isinstance(found, RankError) and "restart differs" in str(found), found
 
 
 def test_other_ranks_warn_with_their_rank(caplog: pytest.LogCaptureFixture) -> None:

@@ -174,6 +174,34 @@ def test_the_script_of_the_pretrained_model(workshop: Any, pretrained: Path) -> 
     assert Checkpoint.load(train("used.json", restart="model.ckpt", output=None)).step == 3
 
 
+def test_a_head_with_case_embedding_is_tuned_to_one_task(workshop: Any) -> None:
+    data = several(workshop, "water", "metal")
+    for model in data["model"]["model_dict"].values():
+        model["fitting_net"] = {**model["fitting_net"], "dim_case_embd": 2}
+    old = train(data, output=None).rename("cases.dp")
+    given = single(workshop)
+    options = {"finetune": old, "model_branch": "water", "use_pretrain_script": True}
+    final = Checkpoint.load(train(given, output="used.json", **options))
+    np.testing.assert_array_equal(final.state["fitting.case_embd"], [0.0, 1.0])  # the row of water
+    train(given, output="used.json", stop_at=2, **options)
+    again = Checkpoint.load(train("used.json", restart="model.ckpt", output=None))
+    assert again.step == 3
+    assert_equal(again.state, final.state)
+    # Without weights the row is zeros.
+    assert not first(json.loads(Path("used.json").read_text())).state["fitting.case_embd"].any()
+
+
+def test_sections_of_the_pretrained_model_are_checked(workshop: Any) -> None:
+    """As those of an input are, before anything is built."""
+    data = several(workshop, "water", "metal")
+    for model in data["model"]["model_dict"].values():
+        model["fitting_net"] = {**model["fitting_net"], "dim_case_embd": 2}
+    old = train(data, output=None, stop_at=0).rename("cases.dp")
+    new = several(workshop, "water", "metal", "ice", ice={"finetune_head": "RANDOM"})
+    with pytest.raises(InputError, match=r"water\.fitting_net\.dim_case_embd: expected 0 in all tasks, or 3"):
+        train(new, finetune=old, use_pretrain_script=True, output=None)
+
+
 def test_force_load(workshop: Any, pretrained: Path) -> None:
     data = single(workshop)
     data["model"]["fitting_net"]["numb_fparam"] = 0

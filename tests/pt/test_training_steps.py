@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpmodel.backends.pt.bridge import override_table
 from dpmodel.backends.pt.overrides import OVERRIDES, spectral
@@ -198,6 +199,37 @@ def test_clipping_of_huge_numbers_in_float32() -> None:
     stepper._check_and_clip([torch.tensor(0.0)])
     norm = float(sum((p.grad.double() ** 2).sum() for p in stepper._trained.values())) ** 0.5
     np.testing.assert_allclose(norm, 1.0, rtol=1e-6)
+
+
+class Sizes(TorchDispatchMode):
+    """Notes how many numbers the largest new tensor has."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor) and not function.is_view:
+            self.largest = max(self.largest, found.numel())
+        return found
+
+
+def test_the_norm_of_the_gradient_needs_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunk by chunk, cut within tensors and across them: the same number."""
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(n, generator=generator, dtype=torch.float64) for n in (5, 64, 3, 0, 40, 20, 1)]
+    given[2] = given[2].float()
+    store = stepper_of(tiny_model()).store
+    expected = store.report(given)
+    whole = torch.cat(given)
+    assert expected.largest == float(whole.abs().max())
+    assert expected.relative == pytest.approx(float(torch.linalg.vector_norm(whole)) / expected.largest, rel=1e-14)
+    monkeypatch.setattr("dpmodel.backends.pt.store.CHUNK", 16)
+    with Sizes() as sizes:
+        found = store.report(given)
+    assert found.largest == expected.largest
+    assert found.relative == pytest.approx(expected.relative, rel=1e-14)
+    assert sizes.largest <= 16
+    assert store.report(given) == found
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -26,7 +26,7 @@ from torch.func import functional_call
 from dpmodel.fittings.base import Fitting
 
 from ..optimizers.shards import whole
-from ..store import Report, Store, local
+from ..store import Report, Store, largest, lengths, local
 from .replicas import buckets
 from .world import TorchWorld, lost
 
@@ -198,14 +198,13 @@ class Sharded(Store):
         self._sums = {}
 
     def report(self, gradients: Sequence[torch.Tensor]) -> Report:
-        flat = torch.cat([g.reshape(-1) for g in gradients]).double()
-        finite = torch.isfinite(flat)
-        largest = torch.where(finite, flat, 0.0).abs().max() if flat.numel() else flat.new_zeros(())
+        own = largest(gradients)
+        finite = torch.isfinite(own)
         # Not a number is not reliably the largest.
-        found = torch.stack([largest, (~finite).any().double()])
+        found = torch.stack([torch.where(finite, own, 0.0), (~finite).double()])
         with lost("the norm of the gradient"):
             dist.all_reduce(found, op=dist.ReduceOp.MAX)
-        square = (flat / torch.where(found[0] > 0, found[0], 1.0)).square().sum()
+        square = lengths(gradients, found[0]).square().sum()
         with lost("the norm of the gradient"):
             dist.all_reduce(square)
         top, bad, total = torch.stack([*found, square]).tolist()

@@ -34,12 +34,21 @@ WAIT = timedelta(hours=2)
 """How long it waits for what another rank does alone, and for the compilation of a first step."""
 
 
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+"""What allocators say; that of the CPU raises no class of its own."""
+
+
 @contextmanager
 def lost(what: str) -> Iterator[None]:
-    """Around one collective operation: its failure becomes a RankError. Nothing else may be inside."""
+    """Around one collective operation: its failure becomes a RankError. Nothing else may be inside.
+
+    Memory that this process lacks for it is its own failure, which it says itself.
+    """
     try:
         yield
     except (RuntimeError, dist.DistError) as problem:
+        if isinstance(problem, torch.OutOfMemoryError) or any(w in str(problem).lower() for w in _OUT_OF_MEMORY):
+            raise
         reason = str(problem).strip().partition("\n")[0]
         raise RankError(
             f"{what}: another process of this run has ended or does not answer; its own message says why (torch: {reason})"

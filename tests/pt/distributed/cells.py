@@ -23,6 +23,7 @@ from dpmodel.models import builder_of
 from dpmodel.models.build import build_model
 from dpmodel.models.multi_task import MultiTask
 from dpmodel.training.batches import Prepared
+from dpmodel.training.freezing import frozen_paths
 from dpmodel.training.stepper import StepOptions
 
 LR = 0.003
@@ -262,7 +263,7 @@ def compiled(world: Any, stage: int) -> dict[str, Any]:
     try:
         stepper = stepper_of(
             world, multi=True, descriptor="narrow", backend="pt_expt", zero_stage=stage, compile=True, ema_decay=0.7,
-            frozen=("tasks.1.fitting.networks.*",), optimizer="AdamW",
+            frozen=frozen_paths(model_of(True, "narrow"), ["b.fitting.networks.*"]), optimizer="AdamW",
         )  # fmt: skip
         for k in range(3):
             stepper.step([batch_of(True, k, frames, descriptor="narrow") for frames in share(world)], LR, TASKS[k])

@@ -19,8 +19,9 @@ from dpmodel.backend import get_trainer
 from dpmodel.backends.pt.bridge import to_torch
 from dpmodel.backends.pt.distributed.replicas import buckets
 from dpmodel.backends.pt.distributed.sharded import groups_of
+from dpmodel.backends.pt.distributed.world import lost
 from dpmodel.errors import BackendError, InputError
-from dpmodel.training.world import Alone
+from dpmodel.training.world import Alone, RankError
 
 FOLDER = Path(__file__).parent
 STAGES = (0, 1, 2, 3)
@@ -258,6 +259,28 @@ def test_what_a_rank_holds_between_steps(pair: Any) -> None:
             assert all(value < 0.75 * whole[kind] for kind, value in held[stage][rank].items())
     assert sum(each["optimizer"] for each in held[1]) == whole["optimizer"]
     assert max(each["optimizer"] for each in held[1]) < 0.6 * whole["optimizer"]
+
+
+@pytest.mark.parametrize("problem", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    torch.distributed.DistBackendError("NCCL error: unhandled cuda error. Cuda failure 2 'out of memory'"),
+])  # fmt: skip
+def test_memory_that_a_rank_lacks_is_not_blamed_on_others(problem: RuntimeError) -> None:
+    with pytest.raises(type(problem)) as found, lost("a sum over ranks"):
+        raise problem
+    assert found.value is problem
+    with (
+        pytest.raises(RankError, match=r"a sum over ranks: another process .*closed by peer"),
+        lost("a sum over ranks"),
+    ):
+        raise RuntimeError("Connection closed by peer")
+
+
+def test_the_allocator_of_the_cpu() -> None:
+    with pytest.raises(RuntimeError, match="allocate") as found, lost("gathering parameters"):
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert not isinstance(found.value, RankError)
 
 
 # --- the end of a rank -------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +108,15 @@ def both() -> Iterator[list[Rank]]:
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A folder with data and an input of 60 steps."""
+    return furnish(tmp_path)
+
+
+def furnish(folder: Path, stage: int = 0) -> Path:
     rng = np.random.default_rng(0)
     grid = np.stack(np.meshgrid(*[np.arange(3)] * 3, indexing="ij"), -1).reshape(-1, 3)[:5] * 2.0
     labels = {"energy": rng.normal(-15.0, 1.0, (12, 1)), "force": rng.normal(size=(12, 5, 3))}
     coord = grid + rng.uniform(0.0, 0.8, (12, 5, 3))
-    write_system(tmp_path / "data", coord, np.arange(5) % 2, np.eye(3) * 6.0, type_map=("A", "B"), labels=labels)
+    write_system(folder / "data", coord, np.arange(5) % 2, np.eye(3) * 6.0, type_map=("A", "B"), labels=labels)
     data = {
         "model": {
             "type_map": ["A", "B"],
@@ -121,11 +126,11 @@ def place(tmp_path: Path) -> Path:
         "learning_rate": {"start_lr": 0.01, "stop_lr": 1e-4, "decay_steps": 10},
         "training": {
             "training_data": {"systems": ["data"], "batch_size": 2}, "numb_steps": 60, "disp_freq": 20, "save_freq": 10,
-            "seed": 5, "enable_ema": True,
+            "seed": 5, "enable_ema": True, "zero_stage": stage,
         },
     }  # fmt: skip
-    (tmp_path / "input.json").write_text(json.dumps(data))
-    return tmp_path
+    (folder / "input.json").write_text(json.dumps(data))
+    return folder
 
 
 def start(both: list[Rank], place: Path, *args: str, pause: float = 0.0, more: str = "") -> None:
@@ -141,10 +146,10 @@ def said(place: Path, rank: int) -> str:
     return (place / f"stderr.{rank}").read_text()
 
 
-def wait_for(place: Path, step: int) -> None:
-    """Until a checkpoint of that step is there."""
+def wait_for(place: Path, name: str) -> None:
+    """Until that file is there."""
     end = time.monotonic() + LIMIT
-    while not (place / f"model.ckpt-{step}.dp").exists():
+    while not (place / name).exists():
         assert time.monotonic() < end, said(place, 0) + said(place, 1)
         time.sleep(0.02)
 
@@ -157,37 +162,61 @@ def finish(both: list[Rank], place: Path, *args: str, **options: Any) -> list[in
 @pytest.mark.parametrize("who", [0, 1])
 def test_a_signal_to_one_saves_and_ends_both(both: list[Rank], place: Path, who: int) -> None:
     start(both, place, pause=0.05)
-    wait_for(place, 10)
+    wait_for(place, "model.ckpt-10.dp")
     both[who].signal(signal.SIGTERM)
     assert [rank.wait() for rank in both] == [0, 0], said(place, 0) + said(place, 1)
     assert "(SIGTERM came)" in said(place, 0) and "(SIGTERM came)" not in said(place, 1)
     assert 10 <= Checkpoint.load(place / "model.ckpt.dp").step < 60
 
 
-def test_killed_at_random_and_gone_on_with(both: list[Rank], place: Path) -> None:
-    """One of two is killed, the other ends within 10 seconds; the restart is the run that nothing happened to."""
-    (place / "whole").mkdir()
-    for name in ("data", "input.json"):
-        (place / "whole" / name).symlink_to(place / name)
-    assert finish(both, place / "whole") == [0, 0]
-    rng = np.random.default_rng()
+@pytest.fixture(scope="module")
+def undisturbed(both: list[Rank], tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """By stage, the folder of a run that nothing happened to."""
+
+    @functools.cache
+    def run(stage: int) -> Path:
+        folder = furnish(tmp_path_factory.mktemp("whole"), stage)
+        assert finish(both, folder) == [0, 0]
+        return folder
+
+    return run
+
+
+KILLS = 24
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(k, marks=pytest.mark.nightly) for k in range(1, KILLS))])
+def test_killed_at_random_and_gone_on_with(
+    both: list[Rank], tmp_path: Path, undisturbed: Callable[[int], Path], seed: int
+) -> None:
+    """One of two is killed at some time, the other ends within 10 seconds; the restart is the run that nothing happened to."""
+    stage = seed % 4
+    whole, place = undisturbed(stage), furnish(tmp_path, stage)
+    rng = np.random.default_rng(seed)
     start(both, place, pause=0.02)
-    wait_for(place, int(rng.choice([10, 20, 30])))
-    time.sleep(rng.uniform(0.0, 0.2))
+    # From the statistics to the last steps; a save comes after every ten steps, 0.2 seconds and more.
+    names = ("out.json", *(f"model.ckpt-{step}.dp" for step in (10, 20, 30, 40)))
+    wait_for(place, str(rng.choice(names)))
+    time.sleep(rng.uniform(0.0, 0.25))
     who = int(rng.integers(2))
-    both[who].signal(signal.SIGKILL)
     begin = time.monotonic()
-    assert both[1 - who].wait() == 1
+    both[who].signal(signal.SIGKILL)
+    assert both[1 - who].wait() == 1, said(place, 1 - who)
     assert time.monotonic() - begin < 10
     assert both[who].wait() == -signal.SIGKILL
     assert "another process of this run has ended" in said(place, 1 - who)
     assert "Traceback" not in said(place, 1 - who)
-    assert finish(both, place, "--restart", "model.ckpt") == [0, 0]
+    assert not (place / "model.ckpt-60.dp").exists()
+    assert finish(both, place, "--restart", "model.ckpt") == [0, 0], said(place, 0) + said(place, 1)
     for name in ("model.ckpt-60.dp", "model_ema.ckpt-60.dp"):
-        one, two = (Checkpoint.load(folder / name) for folder in (place, place / "whole"))
+        one, two = (Checkpoint.load(folder / name) for folder in (place, whole))
+        assert one.state.keys() == two.state.keys()
         for key, value in one.state.items():
             np.testing.assert_allclose(value, two.state[key], rtol=1e-12, atol=1e-12, err_msg=key)
-    assert list(read_lcurve(place / "lcurve.out")["step"]) == [1, 20, 40, 60]
+    curves = [read_lcurve(folder / "lcurve.out") for folder in (place, whole)]
+    assert list(curves[0]["step"]) == [1, 20, 40, 60]
+    for name, values in curves[0].items():
+        np.testing.assert_allclose(values, curves[1][name], rtol=1e-9, err_msg=name)
 
 
 BROKEN = {
