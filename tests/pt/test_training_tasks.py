@@ -232,5 +232,7 @@ def test_frozen_parameters_stay(workshop: Any) -> None:
         end["tasks.1.fitting.networks.0.layers.0.w"], start["tasks.1.fitting.networks.0.layers.0.w"]
     )
     data["training"]["freeze_parameters"] = ["ice.nothing.*"]
-    with pytest.raises(InputError, match=r"freeze_parameters: 'ice.nothing.\*' matches no parameter; did you mean one of tasks"):
+    with pytest.raises(
+        InputError, match=r"freeze_parameters: 'ice.nothing.\*' matches no parameter; did you mean one of tasks"
+    ):
         train(data)
