@@ -6,6 +6,7 @@ Arguments after `--` go to the program that the session runs.
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def install_wheel(session: nox.Session, *, extras: str, group: str | None = None
     shutil.rmtree(ROOT / "build", ignore_errors=True)  # setuptools would pack modules that were since removed
     folder = Path(session.create_tmp()) / "wheel"
     shutil.rmtree(folder, ignore_errors=True)
-    session.run("python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT))
+    session.run_install("python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT))
     (wheel,) = folder.glob("dpmodel-*.whl")
     tools = nox.project.dependency_groups(PYPROJECT, group) if group else ()
     session.install("-c", CONSTRAINTS, f"{wheel}[{extras}]", *tools)
@@ -34,11 +35,18 @@ def install_wheel(session: nox.Session, *, extras: str, group: str | None = None
 
 
 def run_pytest(session: nox.Session, *args: str) -> None:
-    """Run pytest so that `import dpmodel` finds the installed wheel, in child processes too."""
-    env = {"PYTHONSAFEPATH": "1"}  # the current folder is not on sys.path
+    """Run pytest so that `import dpmodel` finds the installed wheel, in child processes too.
+
+    A process per core, one thread each. `-- -n 0` for one process (and a debugger).
+    """
+    env = {
+        "PYTHONSAFEPATH": "1",  # the current folder is not on sys.path
+        "OMP_NUM_THREADS": "1",
+    }
+    parallel = (f"--numprocesses={len(os.sched_getaffinity(0))}", "--dist=worksteal")
     check = "import dpmodel, pathlib, sys; sys.exit('site-packages' not in pathlib.Path(dpmodel.__file__).parts)"
     session.run("python", "-c", check, env=env)
-    session.run("python", "-m", "pytest", *args, env=env)
+    session.run("python", "-m", "pytest", *parallel, *args, env=env)
 
 
 @nox.session
@@ -64,10 +72,9 @@ def consistent(session: nox.Session) -> None:
 
 @nox.session
 def nightly(session: nox.Session) -> None:
-    """What is too slow for every change, on as many processes as there are cores. Example: `nox -s nightly`."""
+    """What is too slow for every change. Example: `nox -s nightly`."""
     install_wheel(session, extras=TEST_EXTRAS, group="test")
-    session.install("-c", CONSTRAINTS, "pytest-xdist")
-    options = ("-m", "nightly", "--hypothesis-profile=nightly", "--numprocesses=auto", "--durations=25")
+    options = ("-m", "nightly", "--hypothesis-profile=nightly", "--durations=25")
     run_pytest(session, *options, *session.posargs)
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import hypothesis
@@ -33,3 +37,27 @@ def pytest_report_header() -> str:
 def water_data() -> Path:
     """Folder of the bundled water systems data_0 ... data_3."""
     return ROOT / "examples" / "water" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A folder that all processes of this run share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if hasattr(request.config, "workerinput") else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def made_once(shared_folder: Path) -> Callable[[str], AbstractContextManager[Path]]:
+    """`with made_once(name) as folder:` - what one process of this run makes in the folder, the others find there."""
+
+    @contextlib.contextmanager
+    def only_one(name: str) -> Iterator[Path]:
+        folder = shared_folder / name
+        folder.mkdir(exist_ok=True)
+        with (shared_folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder
+
+    return only_one

@@ -17,8 +17,9 @@ import numpy as np
 
 from dpmodel.data.discovery import find_systems, open_systems
 from dpmodel.data.labels import LabelLike, LabelRequest, as_request
+from dpmodel.data.mixing import check_mixable
 from dpmodel.data.pairs import too_close
-from dpmodel.data.plan import Probabilities, batch_sizes, probabilities, total_batches
+from dpmodel.data.plan import Probabilities, batch_sizes, mixed_frames, probabilities, total_batches
 from dpmodel.data.system import Batch, Integers, System
 from dpmodel.errors import DataError, InputError
 
@@ -41,6 +42,8 @@ class Dataset:
     probabilities: Probabilities
     """(nsystems,), sum 1."""
     labels: tuple[LabelRequest, ...]
+    mixed: int = 0
+    """Frames per batch where each is drawn by itself, from any system; 0: batches are of one system."""
 
     @classmethod
     def from_config(
@@ -70,6 +73,9 @@ class Dataset:
         found: list[System] = [
             system for path in paths for system in open_systems(path, type_map, labels, sort_atoms=sort_atoms)
         ]
+        mixed, requests = mixed_frames(batch_size), tuple(as_request(label) for label in labels)
+        if mixed:
+            check_mixable(found, requests)
         sizes = batch_sizes(batch_size, [system.natoms for system in found])
         left_out = [system.path for system, size in zip(found, sizes, strict=True) if size is None]
         if left_out:
@@ -83,7 +89,7 @@ class Dataset:
         return cls(
             systems=tuple(system for system, _ in kept), batch_sizes=tuple(size for _, size in kept),
             frames=tuple(frames), probabilities=probabilities(auto_prob, sys_probs, counts),
-            labels=tuple(as_request(label) for label in labels),
+            labels=requests, mixed=mixed,
         )  # fmt: skip
 
     @property
@@ -99,7 +105,8 @@ class Dataset:
 
     def total_batches(self, world: int = 1) -> int:
         """Batches of an epoch, per process: ceil(max_i n_i / p_i) over the systems that are drawn at all."""
-        return total_batches(self.nbatches(world), self.probabilities)
+        count = total_batches(self.nbatches(world), self.probabilities)
+        return -(-count // self.mixed) if self.mixed else count
 
     def found(self, name: str) -> tuple[float, ...]:
         """Per system, whether it has the label (1.0 or 0.0)."""
@@ -133,6 +140,7 @@ class Dataset:
             sides = system.pbc if isinstance(system.pbc, tuple) else (system.pbc,)
             pbc = "".join("T" if periodic else "F" for periodic in sides)
             lines.append(f"{path:>{_PATH_WIDTH}}  {system.natoms:7d}  {size:6d}  {count:6d}  {share:9.3e}  {pbc:>3}")
+        lines += [f"batches of {self.mixed} frames, each from any of the systems"] if self.mixed else []
         return "\n".join([*lines, "-" * len(columns)])
 
 
@@ -160,7 +168,8 @@ def statistics_batches(dataset: Dataset, nbatch: int) -> Iterator[Batch]:
     if nbatch < 1:
         raise InputError(f"data_stat_nbatch: expected a number above 0, got {nbatch}")
     parts = zip(dataset.systems, dataset.batch_sizes, dataset.frames, strict=True)
-    for index, (system, size, pool) in enumerate(parts):
+    for index, (system, own, pool) in enumerate(parts):
+        size = max(own, dataset.mixed)
         count = min(nbatch * size, len(pool))
         chosen = pool[np.arange(count) * len(pool) // count]
         for start in range(0, count, size):

@@ -4,6 +4,7 @@ batch_size      4            the same for every system          [4, 8]     one p
                 "auto:n"     ceil(n / atoms); "auto" = "auto:32"
                 "max:n"      max(1, floor(n / atoms))
                 "filter:n"   systems above n atoms are left out, then as "max:n"
+                "mixed:n"    n frames, each drawn by itself from any system
 auto_prob       "prob_uniform"      1 / number of systems
                 "prob_sys_size"     in proportion to the number of batches
                 "prob_sys_size;a:b:w;c:d:x"     systems a to b - 1 (as in Python) share weight w, and so on
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from dpmodel.errors import DataError, InputError
 
-__all__ = ["batch_sizes", "probabilities", "total_batches"]
+__all__ = ["batch_sizes", "mixed_frames", "probabilities", "total_batches"]
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +34,8 @@ Probabilities = NDArray[np.float64]
 def batch_sizes(batch_size: int | str | Sequence[int], natoms: Sequence[int]) -> list[int | None]:
     """The batch size of every system; None for systems that "filter:n" leaves out.
 
-    Raises InputError for other forms, a list of the wrong length, and "mixed:n" (not available yet); DataError where
-    "filter:n" leaves nothing.
+    With "mixed:n" frames are drawn one by one: 1. Raises InputError for other forms and a list of the wrong length;
+    DataError where "filter:n" leaves nothing.
     """
     if isinstance(batch_size, str):
         return _rule(batch_size, natoms)
@@ -48,15 +49,22 @@ def batch_sizes(batch_size: int | str | Sequence[int], natoms: Sequence[int]) ->
     return [int(size) for size in sizes]
 
 
+def mixed_frames(batch_size: int | str | Sequence[int]) -> int:
+    """n of "mixed:n"; 0 for every other form."""
+    form = re.fullmatch(r"mixed:([1-9]\d*)", batch_size) if isinstance(batch_size, str) else None
+    return int(form.group(1)) if form else 0
+
+
 def _rule(text: str, natoms: Sequence[int]) -> list[int | None]:
-    form = re.fullmatch(r"auto|(auto|max|filter|mixed|mix):([1-9]\d*)", text)
+    form = re.fullmatch(r"auto|(auto|max|filter|mixed):([1-9]\d*)", text)
     if form is None:
         raise InputError(
-            f'batch_size: expected a number, a list, "auto", "auto:n", "max:n" or "filter:n" (n above 0), got {text!r}'
+            f'batch_size: expected a number, a list, "auto", "auto:n", "max:n", "filter:n" or "mixed:n" (n above 0), '
+            f"got {text!r}"
         )
     rule, number = form.group(1) or "auto", int(form.group(2) or 32)
-    if rule in ("mixed", "mix"):
-        raise InputError(f'batch_size {text!r} is not available yet in this version; use "max:n" or a number')
+    if rule == "mixed":
+        return [1 for _ in natoms]
     if rule == "auto":
         return [math.ceil(number / n) for n in natoms]
     sizes: list[int | None] = [max(1, number // n) for n in natoms]

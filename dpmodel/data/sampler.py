@@ -2,7 +2,7 @@
 
 Each batch comes from one system, drawn with replacement by the dataset's probabilities. Inside a system, frames are
 shuffled and dealt out without replacement; the last batch of a shuffle may be smaller; then a new shuffle starts.
-So every frame is seen once per shuffle and none is dropped.
+So every frame is seen once per shuffle and none is dropped. With "mixed:n" a batch is n such draws of one frame each.
 
 Both are computed from the seed: the k-th draw of a process from one stream per rank, a shuffle from (seed, system,
 number of the shuffle). The state is therefore just the seed and the number of batches drawn, and one process's state
@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpmodel.data.dataset import Dataset
+from dpmodel.data.mixing import merge
 from dpmodel.data.system import Batch, Integers
 from dpmodel.errors import InputError, ModelFileError
 
@@ -62,14 +63,29 @@ class Sampler:
         self._edges = np.cumsum(dataset.probabilities)
         # Rounding must not let a draw fall behind the last system that can be drawn.
         self._edges[np.flatnonzero(dataset.probabilities)[-1] :] = np.inf
+        self._atomic = frozenset(label.name for label in dataset.labels if label.atomic)
         self._data = self._fingerprint()
         self._before: Mapping[str, Any] | None = None
         self._rewind()
 
     def next(self) -> Batch:
         """The next batch."""
-        system = int(np.searchsorted(self._edges, self._draws.random(), side="right"))
         self.drawn += 1
+        if not self.dataset.mixed:
+            return self._draw()
+        return merge([self._draw() for _ in range(self.dataset.mixed)], self._atomic)
+
+    def place(self, batch: Batch) -> str:
+        """Where the frames of a batch come from, for messages."""
+        paths = [system.path for system in self.dataset.systems]
+        if batch.systems is None:
+            return paths[batch.system]
+        found = (f"{paths[k]} frame {frame}" for k, frame in zip(batch.systems, batch.frames, strict=True))
+        return f"a batch of {', '.join(found)}"
+
+    def _draw(self) -> Batch:
+        """Frames of one system."""
+        system = int(np.searchsorted(self._edges, self._draws.random(), side="right"))
         number = int(self._counts[system])
         self._counts[system] += 1
         frames = self._dealt(system, number)
@@ -133,8 +149,9 @@ class Sampler:
         return self._generator(0, rank, start.part) if start.part else self._generator(0, rank)
 
     def _counted(self, start: _Start, rank: int, drawn: int) -> tuple[np.random.Generator, Integers]:
-        """The stream of a process after so many draws, and how many of them each system had."""
+        """The stream of a process after so many batches, and how many draws each system had."""
         draws, counts, done = self._stream(start, rank), np.zeros(len(self.dataset.systems), np.int64), 0
+        drawn *= max(1, self.dataset.mixed)  # from batches to draws
         # A stream gives the same numbers one by one and many at a time, so replaying is a count.
         while done < drawn:
             count = min(_REPLAY, drawn - done)
@@ -193,6 +210,8 @@ class Sampler:
             digest.update(f"{size} {len(pool)};".encode())
             digest.update(pool.astype("<i8").tobytes())
         digest.update(",".join(f"{p:.12g}" for p in self.dataset.probabilities).encode())
+        if self.dataset.mixed:
+            digest.update(f";mixed {self.dataset.mixed}".encode())
         return digest.hexdigest()
 
 

@@ -25,7 +25,7 @@ Boundaries: TypeAlias = bool | tuple[bool, bool, bool]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """Frames of one system. Arrays are fresh copies that may be written to.
+    """Frames of one system, or of several (`dpmodel.data.mixing`). Arrays are fresh copies that may be written to.
 
     Sizes: f frames, n atoms (virtual ones included).
     """
@@ -46,6 +46,8 @@ class Batch:
     """Index of the system in its dataset."""
     frames: Integers
     """(f,): indices of the frames in their system."""
+    systems: Integers | None = None
+    """(f,): index of the system of every frame, where they are of several; `system` is that of the first."""
 
     @property
     def nframes(self) -> int:

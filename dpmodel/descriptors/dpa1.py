@@ -28,7 +28,7 @@ from dpmodel.nn import child_seed, joint_net, pair_table
 from dpmodel.nn.attention import NeighbourAttention, make_neighbour_attention
 from dpmodel.nn.mlp import Seed
 from dpmodel.op import Array, child, param
-from dpmodel.ops import array_namespace, as_dtype, device_of, safe_norm, take_rows, zeros
+from dpmodel.ops import array_namespace, as_dtype, at_least_single, device_of, safe_norm, take_rows, zeros
 from dpmodel.precision import dtype_name
 from dpmodel.type_map import TypeChange
 
@@ -119,6 +119,7 @@ class SeAttenV2Config(_AttentionConfig, key="se_atten_v2"):
     """dpa1 with tebd_input_mode strip and smooth_type_embedding. Not a message-passing descriptor."""
 
     tebd_input_mode: str = option("strip", "Always strip.", choices=("strip",))
+    set_davg_zero: bool = option(False, "Do not subtract the mean of the environment matrix.")
 
     def smooth(self) -> bool:
         return True
@@ -194,8 +195,9 @@ class DPA1(MixedDescriptor):
         xp = array_namespace(rows)
         g = self._embed(rows[:, :, :1], neighbour, centre[:, None], s[:, :, None], table)
         if self.attention:
-            v = rows[:, :, 1:4]
+            v = at_least_single(rows[:, :, 1:4])  # squares of small numbers vanish in float16
             u = v / xp.maximum(safe_norm(v, keepdims=True), xp.full_like(v[:, :, :1], 1e-12))
+            u = as_dtype(u, rows.dtype)
             cosine = xp.matmul(u, xp.permute_dims(u, (0, 2, 1)))
             hidden = float(self.nnei) - as_dtype(xp.sum(as_dtype(real, "int64"), axis=1), g.dtype)
             by = self.attention[0].gates(real, s, cosine, hidden)

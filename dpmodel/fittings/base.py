@@ -52,7 +52,7 @@ class FittingConfig(Config):
     resnet_dt: bool = option(True, "Use a trained time step in the skip connections.")
     precision: str = option("default", "Precision of the computation: default, float16, float32 or float64.")
     trainable: Any = option(
-        True, "Whether the net is trained: one value, or one per layer (hidden layers, then the last)."
+        True, "Whether the net is trained: one value, or one per layer (hidden layers, then the last); null is true."
     )
     seed: Any = option(None, "Seed of the initial weights; null is random.")
     numb_fparam: int = option(0, "Number of frame parameters.", check=at_least(0))

@@ -17,6 +17,7 @@ __all__ = ["DOSFitting", "DOSFittingConfig"]
 class DOSFittingConfig(FittingConfig, key="dos"):
     """The density of states on a grid of energies, from atoms' shares."""
 
+    precision: str = option("float64", "Precision of the computation: default, float16, float32 or float64.")
     numb_dos: int = option(300, "Number of grid points.", check=positive)
 
     def output(self) -> Output:

@@ -18,7 +18,7 @@ __all__ = ["PropertyFitting", "PropertyFittingConfig"]
 class PropertyFittingConfig(FittingConfig, key="property"):
     """A property by name, the sum (extensive) or the mean (intensive) of atoms' shares."""
 
-    property_name: str = option("property", "Name of the property, of its labels and of its columns.")
+    property_name: str = option(doc="Name of the property, of its labels and of its columns.")
     task_dim: int = option(1, "Number of components.", check=positive)
     intensive: bool = option(False, "Whether the property is the mean over the atoms, not the sum.")
     distinguish_types: bool = option(True, "Whether every type has its own shift and scale from the statistics.")

@@ -35,6 +35,7 @@ def check_all(inp: Input) -> None:
     for name, task in inp.tasks.items():
         check_model(task.model, f"model.model_dict.{name}" if inp.multi else "model")
         _check_loss(task.loss, task.model, f"loss_dict.{name}" if inp.multi else "loss")
+        _check_precisions(task.model, f"model.model_dict.{name}" if inp.multi else "model")
         _check_data(task.data, f"training.data_dict.{name}" if inp.multi else "training")
     _check_cases(inp)
     if inp.multi:
@@ -58,6 +59,20 @@ def _check_loss(loss: Config, model: ModelSection, path: str) -> None:
     if loss.key != wanted:
         what = "with spin" if model.has_spin() else f"that predict {output.name!r}"
         raise InputError(f'{path}.type: expected "{wanted}", which goes with models {what}; got "{loss.key}"')
+
+
+def _check_precisions(model: ModelSection, path: str) -> None:
+    """Raise InputError for parameters in float16, which can be evaluated and not trained."""
+    for place, part in model.standard_parts().items():
+        whole = f"{path}.{place}" if place else path
+        sections = [*_descriptors(part.descriptor, f"{whole}.descriptor"), (f"{whole}.fitting_net", part.fitting_net)]
+        for here, section in sections:
+            if PRECISIONS.get(getattr(section, "precision", ""), "") == "float16":
+                raise InputError(
+                    f"{here}.precision: models of float16 are evaluated, not trained, as a step that changes a parameter "
+                    "by less than a two-thousandth is lost and squares of gradients vanish: expected float32, float64 "
+                    'or default, got float16; train with "float32"'
+                )
 
 
 def notes(inp: Input, given: dict[str, Any]) -> list[str]:
@@ -438,6 +453,8 @@ def _seed(value: Any) -> str | None:
 
 def _precision(value: Any) -> str | None:
     known = ("default", *PRECISIONS)
+    if value == "bfloat16":
+        return f"one of {', '.join(known)} (NumPy, the reference, has no bfloat16: use float32)"
     return None if value in known else f"one of {', '.join(known)}"
 
 
@@ -450,8 +467,8 @@ def _activation(value: Any) -> str | None:
 
 
 def _trainable(value: Any) -> str | None:
-    items = value if isinstance(value, tuple) else (value,)
-    return None if all(isinstance(item, bool) for item in items) else "true or false, or a list of them"
+    items = value if isinstance(value, tuple) else () if value is None else (value,)
+    return None if all(isinstance(item, bool) for item in items) else "true or false, a list of them, or null"
 
 
 def _widths(value: Any) -> str | None:

@@ -51,10 +51,8 @@ def _filled(value: Any) -> str | None:
 
 def _batch_size(value: Any) -> str | None:
     if isinstance(value, str):
-        if value.startswith("mixed:"):
-            return 'a number, "auto:n", "max:n" or "filter:n" (batches of several systems are not available)'
-        form = re.fullmatch(r"auto|(auto|max|filter):([1-9]\d*)", value)
-        return None if form else '"auto", "auto:n", "max:n" or "filter:n" with an integer n above 0'
+        form = re.fullmatch(r"auto|(auto|max|filter|mixed):([1-9]\d*)", value)
+        return None if form else '"auto", "auto:n", "max:n", "filter:n" or "mixed:n" with an integer n above 0'
     sizes = value if isinstance(value, tuple) else (value,)
     return None if sizes and all(size > 0 for size in sizes) else "integers above 0, one or one per system"
 
@@ -104,7 +102,7 @@ class DataConfig(Config):
     batch_size: int | str | tuple[int, ...] = option(
         "auto",
         'Frames per batch: a number, one per system, or "auto:n" (at least n atoms; "auto" is "auto:32"), "max:n" (at '
-        'most n atoms), "filter:n" (that, and no system above n atoms).',
+        'most n atoms), "filter:n" (that, and no system above n atoms), "mixed:n" (n frames, each from any system).',
         check=_batch_size,
     )
     auto_prob: str = option(

@@ -1,6 +1,14 @@
 """A pair potential from a table: cubic splines of E(r) for every pair of types.
 
 E_i = 1/2 sum_j E_{t_i t_j}(r_ij),    0 from the end of the table, or from `rcut`, on
+
+Below the beginning of the table energies go on in a straight line, with the mean slope s of the first interval. The spline
+begins with a slope d of its own (0 in files of the family), so the line is reached over one interval more: with
+u = (r - rmin) / step below 0 and c = max(u, -1),
+
+    E = E(rmin) + d u + (s - d) (u - c - c^2 / 2)
+
+Forces are continuous everywhere.
 """
 
 from __future__ import annotations
@@ -88,12 +96,16 @@ class PairTable(Model):
         vec = as_dtype(take_rows(graph.edge_vec, view.row), table.dtype)
         r = safe_norm(xp.where(view.mask[:, None], vec, xp.ones_like(vec)))
         u = (r - self.rmin) / self.step
-        whole = xp.trunc(u)
+        below = xp.where(u < 0, u, xp.zeros_like(u))
+        u = u - below
+        whole = xp.floor(u)
         k = xp.clip(xp.astype(whole, graph.centre.dtype), 0, intervals - 1)
         types = [take_rows(graph.atype, take_rows(index, view.row)) for index in (graph.centre, graph.neighbour)]
         one, other = (xp.where(kind < 0, xp.zeros_like(kind), kind) for kind in types)
         rows = take_rows(xp.reshape(table, (ntypes * ntypes * intervals, 4)), (one * ntypes + other) * intervals + k)
         f = u - whole
         energy = ((rows[:, 0] * f + rows[:, 1]) * f + rows[:, 2]) * f + rows[:, 3]
+        c = xp.maximum(below, xp.full_like(below, -1.0))
+        energy = energy + rows[:, 2] * below + (rows[:, 0] + rows[:, 1]) * (below - c - 0.5 * c * c)
         inside = view.mask & (r < self.cutoff) & (r < self.rmin + intervals * self.step)
         return xp.where(inside, energy, xp.zeros_like(energy))[:, None]

@@ -20,16 +20,26 @@ __all__ = ["read_pair_table"]
 
 logger = logging.getLogger(__name__)
 
+LATE = 0.1
+"""Å: atoms come nearer than the beginning of a table that begins beyond this."""
+
 
 def read_pair_table(path: str | Path, type_map: tuple[str, ...], *, rcut: float, sel: int, name: str) -> PairTable:
     """The table of a file for the pairs of `type_map`, continued to `rcut` where it ends before.
 
     A table that ends in zeros is continued with zeros; any other is led to zero by a cubic polynomial, as DeePMD-kit
-    does, with a warning. name: what messages call the option. Raises InputError for a file that is no such table.
+    does, with a warning. One that begins beyond 0.1 Å gives a warning too: below, energies grow linearly only. name: what
+    messages call the option. Raises InputError for a file that is no such table.
     """
     rows = _read(path, len(type_map), name)
     rmin, step = float(rows[0, 0]), float(rows[1, 0] - rows[0, 0])
     rmax = float(rows[-1, 0])
+    if rmin > LATE:
+        logger.warning(
+            "%s: %s begins at %g Å: nearer atoms have energies on a straight line, with the slope of its first interval. "
+            "Let the table begin at %g Å or below",
+            name, path, rmin, LATE,
+        )  # fmt: skip
     if rcut > rmax and np.any(rows[-1, 1:]):
         logger.warning(
             "%s: %s ends at %g Å with energies that are not 0, before the cutoff of %g Å: they are led to 0 by a polynomial. "

@@ -14,7 +14,7 @@ __all__ = ["Gates", "NeighbourAttention", "gates", "make_neighbour_attention", "
 SHIFT = 20.0
 """Logits of pairs that the switch function hides go to minus this."""
 LOWEST = -1e30
-"""Below every logit, and finite in every precision that attention is computed in."""
+"""Below every logit."""
 
 
 class Gates(NamedTuple):
@@ -47,15 +47,17 @@ def gates(
         turns_logits: it multiplies the logits as well.
     """
     xp = array_namespace(empty)
+    # Half of what the precision holds (float16 ends at 65504), so that a logit beside it does not overflow.
+    lowest = max(LOWEST, 0.5 * float(xp.finfo(empty.dtype).min))
     if s is None:
         shown, gate = as_dtype(real, empty.dtype), None
-        offset, last = (1.0 - shown) * LOWEST, xp.full_like(empty, 0.1 * LOWEST)
+        offset, last = (1.0 - shown) * lowest, xp.full_like(empty, 0.5 * lowest)
     else:
         shown, gate = s, s
-        offset = xp.where(real, SHIFT * (s - 1.0), xp.full_like(s, LOWEST))
+        offset = xp.where(real, SHIFT * (s - 1.0), xp.full_like(s, lowest))
         some = empty > 0
         count = xp.log(xp.where(some, empty, xp.ones_like(empty)))
-        last = xp.where(some, count - SHIFT, xp.full_like(empty, LOWEST))
+        last = xp.where(some, count - SHIFT, xp.full_like(empty, lowest))
     factor = shown
     if turned is not None:
         factor = shown * turned

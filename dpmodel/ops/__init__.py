@@ -17,6 +17,7 @@ from dpmodel.op import Array
 __all__ = [
     "array_namespace",
     "as_dtype",
+    "at_least_single",
     "device_of",
     "is_float",
     "safe_norm",
@@ -38,6 +39,11 @@ def as_dtype(x: Array, dtype: str | Any) -> Array:
     xp = array_namespace(x)
     target = getattr(xp, dtype) if isinstance(dtype, str) else dtype
     return x if x.dtype == target else xp.astype(x, target)
+
+
+def at_least_single(x: Array) -> Array:
+    """float16 as float32; other floating-point arrays as they are."""
+    return as_dtype(x, "float32") if array_namespace(x).finfo(x.dtype).bits < 32 else x
 
 
 def is_float(x: Array) -> bool:

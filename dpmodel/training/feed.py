@@ -57,7 +57,7 @@ class Feed:
 
     def _draw(self, sampler: Sampler) -> Prepared:
         batch = sampler.next()
-        return prepare(batch, self.builder, self.atomic_labels, sampler.dataset.systems[batch.system].path)
+        return prepare(batch, self.builder, self.atomic_labels, sampler.place(batch))
 
 
 def _restore(sampler: Sampler, state: Any, name: str) -> None:

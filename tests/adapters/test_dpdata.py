@@ -6,14 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dpdata
 import numpy as np
 import pytest
 
 import dpmodel
+from dpmodel.adapters.dpdata import ModelDriver
 from dpmodel.errors import BackendError, InputError
-
-dpdata = pytest.importorskip("dpdata")
-from dpmodel.adapters.dpdata import ModelDriver  # noqa: E402  # after importorskip
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 FILE = GOLDEN / "se_e2_a.dp"

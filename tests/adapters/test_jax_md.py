@@ -12,10 +12,8 @@ import numpy as np
 import pytest
 
 import dpmodel
+from dpmodel.backends.jax.jax_md import energy_function, model_neighbor_list
 from dpmodel.errors import BackendError, InputError
-
-jax_md = pytest.importorskip("jax_md")
-from dpmodel.backends.jax.jax_md import energy_function, model_neighbor_list  # noqa: E402  # after importorskip
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 NA = 6

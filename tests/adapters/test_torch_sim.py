@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import ase
 import numpy as np
 import pytest
 import torch
@@ -18,11 +19,10 @@ from dpmodel.potential import Potential
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
-    ts = pytest.importorskip("torch_sim")
-ase = pytest.importorskip("ase")
-from torch_sim.models.interface import validate_model_outputs  # noqa: E402  # after importorskip
+    import torch_sim as ts
+    from torch_sim.models.interface import validate_model_outputs
 
-from dpmodel.backends.pt.torch_sim import TorchSimModel  # noqa: E402  # after importorskip
+    from dpmodel.backends.pt.torch_sim import TorchSimModel
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 CPU = torch.device("cpu")

@@ -161,7 +161,9 @@ SE_ATTEN_V2 = Case(
         "fitting_net": ENER,
     },
     variations={
-        name: ATTENTION[name] for name in ("no_attention", "two_layers", "type_one_side", "lmax-2", "mean", "no_dotr")
+        **{name: ATTENTION[name] for name in ("no_attention", "two_layers", "type_one_side", "lmax-2", "no_dotr")},
+        "no_mean": descriptor(set_davg_zero=True),
+        "exclude_types": descriptor(exclude_types=[[0, 1]]),
     },
     combinations={"many_options": DPA1.combinations["many_options"]},
 )  # fmt: skip

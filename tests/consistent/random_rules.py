@@ -311,6 +311,7 @@ RULES: dict[str, Rule] = {
     "atom_exclude_types": lambda o: [o.rng.randrange(o.scene.ntypes)] if o.rng.random() < 0.1 * o.scene.ntypes else [],
     "preset_out_bias": _preset,
     "model_branch_alias": _any_of([], ["water"]),
+    "finetune_head": _where(lambda o: o.parent is None, _any_of(None, "water"), None),
     "info": _any_of({}, {"note": 1}),
     "descriptor": _descriptor,
     "fitting_net": _fitting,

@@ -132,6 +132,14 @@ def test_golden_frozen(name: str, tmp_path: Path) -> None:
     check_against_golden(name, evaluate_all(dpmodel.load(tmp_path / "model.pt2"), golden(name)), golden(name))
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", FROZEN)
+def test_golden_exported(name: str, tmp_path: Path) -> None:
+    """As programs of JAX."""
+    dpmodel.freeze(FOLDER / f"{name}.dp", tmp_path / "model.hlo")
+    check_against_golden(name, evaluate_all(dpmodel.load(tmp_path / "model.hlo"), golden(name)), golden(name))
+
+
 @each_model
 @pytest.mark.parametrize("suffix", [".dp", ".yaml", ".json"])
 def test_round_trip(name: str, suffix: str, tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ def test_what_is_no_data_is_refused(folder, tmp_path):
         ("max:9", [3, 1, 1]),
         ("filter:10", [3, 1, None]),
         ("filter:40", [13, 4, 1]),
+        ("mixed:8", [1, 1, 1]),
     ],
 )
 def test_batch_sizes(form, expected):
@@ -111,7 +112,7 @@ def test_batch_sizes(form, expected):
 
 @pytest.mark.parametrize(
     "form",
-    [0, -1, True, 1.5, [1, 2], [1, 2, 0], [1, 2, True], "", "auto:", "auto:0", "max", "some:3", "mixed:8", "mix:8"],
+    [0, -1, True, 1.5, [1, 2], [1, 2, 0], [1, 2, True], "", "auto:", "auto:0", "max", "some:3", "mixed:0", "mix:8"],
 )
 def test_bad_batch_sizes(form):
     with pytest.raises(InputError, match="batch_size"):

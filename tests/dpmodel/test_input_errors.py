@@ -105,6 +105,12 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, text: str, says: s
     assert str(caught.value).startswith(f"{path}: {says}")
 
 
+def test_bfloat16_is_refused_with_a_reason() -> None:
+    found = message("model.descriptor.precision", "bfloat16")
+    assert found.startswith("model.descriptor.precision: expected one of default, float16")
+    assert found.endswith('(NumPy, the reference, has no bfloat16: use float32), got "bfloat16"')
+
+
 def test_files_that_are_not_there_or_not_text(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot read the input file .*none\.json: No such file"):
         load_input(tmp_path / "none.json")

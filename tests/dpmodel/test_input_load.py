@@ -184,6 +184,27 @@ def test_sel_is_kept_for_later(sel: Any) -> None:
     assert load_input(changed("model.descriptor.sel", sel)).model.descriptor.sel == freeze(sel)
 
 
+def test_null_trains_all_layers() -> None:
+    config = load_input(changed("model.fitting_net.trainable", None)).model.fitting_net
+    assert config.layer_trainable() == (True,) * (len(config.neuron) + 1)
+    layers = build_model(load_model(changed("model.fitting_net.trainable", None)["model"])).fitting.networks[0].layers
+    assert all(layer.trainable for layer in layers)
+
+
+def test_a_model_of_float16_is_evaluated_and_not_trained() -> None:
+    for place in ("descriptor", "fitting_net"):
+        data = changed(f"model.{place}.precision", "half")
+        assert getattr(load_model(data["model"]), place).precision == "half"
+        with pytest.raises(InputError, match=rf"^model\.{place}\.precision: .* not trained.*got float16; train with"):
+            load_input(data)
+    hybrid = {
+        "type": "hybrid",
+        "list": [BASE["model"]["descriptor"], {**BASE["model"]["descriptor"], "precision": "float16"}],
+    }
+    with pytest.raises(InputError, match=r"^model\.descriptor\.list\.1\.precision: "):
+        load_input(changed("model.descriptor", hybrid))
+
+
 def test_a_model_alone() -> None:
     assert load_model(BASE["model"]) == load_input(BASE).model
     with pytest.raises(InputError, match=r"^model\.descriptor\.rcut: expected a number above 0, got -1$"):

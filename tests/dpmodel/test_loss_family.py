@@ -402,6 +402,8 @@ def test_bad_sections(loss: dict[str, Any], words: str) -> None:
     model: dict[str, Any] = {
         "type_map": ["O"], "descriptor": {"type": "se_e2_a", "sel": [4]}, "fitting_net": {"type": FITTINGS.get(loss["type"], "ener")},
     }  # fmt: skip
+    if loss["type"] == "property":
+        model["fitting_net"]["property_name"] = "gap"
     if loss["type"] == "ener_spin":
         model["spin"] = {"use_spin": [True], "virtual_scale": 0.3}
     training = {"training_data": {"systems": ["data"]}, "numb_steps": 1}

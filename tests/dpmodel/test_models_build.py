@@ -32,7 +32,7 @@ NET: dict[str, Any] = {"neuron": [5, 5], "seed": 3}
 LOSSES = {
     "dipole": {"type": "tensor", "pref": 1.0, "pref_atomic": 1.0},
     "dos": {"type": "dos"},
-    "property": {"type": "property"},
+    "property": {"type": "property", "property_name": "property"},
 }
 LOSSES["polar"] = LOSSES["dipole"]
 

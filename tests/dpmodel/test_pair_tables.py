@@ -65,13 +65,24 @@ def short_rows(last: float = 0.0) -> np.ndarray:
 def test_tables_that_end_before_the_cutoff(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     ends = read(write(tmp_path / "a.txt", short_rows()), types=("O",))
-    assert not caplog.records and abs(pair_energy(ends, 2.5, (0, 0))) < 1e-15
+    assert "not 0" not in caplog.text and abs(pair_energy(ends, 2.5, (0, 0))) < 1e-15
     led = read(write(tmp_path / "b.txt", short_rows(0.3)), types=("O",))
     assert re.search(r"b.txt ends at 2 Å with energies that are not 0, before the cutoff of 3 Å", caplog.text)
     values = [pair_energy(led, r, (0, 0)) for r in (1.99, 2.2, 2.5, 2.8, 2.9999)]
     assert values[0] == pytest.approx(0.3, abs=0.01) and all(a > b for a, b in itertools.pairwise(values))
     assert abs(values[-1]) < 1e-3
     assert read(tmp_path / "b.txt", rcut=1.5, types=("O",)).cutoff == 1.5
+
+
+def test_tables_that_begin_late(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    read(TABLE)
+    read(write(tmp_path / "a.txt", short_rows() - [[0.4, 0.0]]), types=("O",))  # 0.1 Å
+    assert not caplog.records
+    read(write(tmp_path / "b.txt", short_rows()), types=("O",))
+    assert re.search(
+        r"model.use_srtab: .*b.txt begins at 0.5 Å: nearer atoms .* Let the table begin at 0.1 Å", caplog.text
+    )
 
 
 def changed(rows: np.ndarray, place: tuple[int, int], value: float) -> np.ndarray:

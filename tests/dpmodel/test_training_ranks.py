@@ -41,7 +41,6 @@ class Frames:
 
     def __init__(self, base: float) -> None:
         self.base, self.drawn = base, 0
-        self.dataset = SimpleNamespace(systems=[SimpleNamespace(path="water")])
 
     def next(self) -> Batch:
         self.drawn += 1
@@ -49,6 +48,9 @@ class Frames:
             coord=np.zeros((1, 1, 3)), atype=np.zeros((1, 1), np.int64), cell=None, pbc=False, system=0,
             labels={"energy": np.full((1, 1), self.base + self.drawn)}, found={"energy": 1.0}, frames=np.zeros(1, np.int64),
         )  # fmt: skip
+
+    def place(self, batch: Batch) -> str:
+        return "water"
 
     def state(self) -> dict[str, Any]:
         return {"drawn": self.drawn}

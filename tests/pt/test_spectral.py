@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,20 @@ def test_derivatives_of_the_moments_in_every_order() -> None:
     s, r = (torch.tensor(rng.uniform(-1, 1, size=shape), requires_grad=True) for shape in ((2, 3), (2, 3, 4)))
     assert torch.autograd.gradcheck(lambda *x: moments(*x, 6, Interval(0.1, 1.3)), (s, r))
     assert torch.autograd.gradgradcheck(lambda *x: moments(*x, 6, Interval(0.1, 1.3)), (s, r))
+
+
+def test_nothing_is_kept_of_an_interval() -> None:
+    """Positions of every step of a simulation have another one."""
+
+    def slopes(half: float) -> int:
+        s, r = (torch.ones(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3), (2, 3, 4)))
+        torch.autograd.grad(moments(s, r, 6, Interval(0.1, half)).sum(), (s, r))
+        del s, r
+        gc.collect()
+        return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
+
+    before = slopes(1.3)
+    assert [slopes(1.3 + 0.1 * k) for k in range(3)] == [before] * 3
 
 
 @pytest.mark.parametrize(("dtype", "most"), [("float64", 48), ("float32", 32)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,15 +55,15 @@ def models() -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
-def artefact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def artefact(made_once: Callable[[str], AbstractContextManager[Path]]) -> Callable[..., Path]:
     """artefact(name, model, atomic_virial) -> `name`.pt2, beside `name`.dp; compiled on the first call of a name."""
-    folder = tmp_path_factory.mktemp("artefacts")
 
     def make(name: str, model: Model, *, atomic_virial: bool = False) -> Path:
-        source, target = folder / f"{name}.dp", folder / f"{name}.pt2"
-        if not target.exists():
-            write_model(source, ModelFile(model=model))
-            dpmodel.freeze(source, target, atomic_virial=atomic_virial)
+        with made_once(f"artefact_{name}") as folder:
+            source, target = folder / f"{name}.dp", folder / f"{name}.pt2"
+            if not target.exists():
+                write_model(source, ModelFile(model=model))
+                dpmodel.freeze(source, target, atomic_virial=atomic_virial)
         return target
 
     return make

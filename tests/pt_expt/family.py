@@ -70,9 +70,9 @@ def _table() -> PairTable:
     )
 
 
-def _spin(descriptor: dict[str, Any]) -> SpinModel:
-    """Virtual atoms of H alone."""
-    excluded = [[2, k] for k in range(4)]
+def _spin(descriptor: dict[str, Any], use_spin: tuple[bool, bool] = (False, True)) -> SpinModel:
+    """Virtual atoms of types without spin are nobody's neighbours."""
+    excluded = [[2 + kind, k] for kind, used in enumerate(use_spin) if not used for k in range(4)]
 
     def doubled(section: dict[str, Any]) -> dict[str, Any]:
         if section["type"] == "hybrid":
@@ -84,19 +84,20 @@ def _spin(descriptor: dict[str, Any]) -> SpinModel:
         doubled(descriptor), ("O", "H", "O_spin", "H_spin"), atom_exclude_types=[2, 3],
         pair_exclude_types=excluded,
     )  # fmt: skip
-    return SpinModel(
-        type_map=("O", "H"), backbone=backbone, use_spin=(False, True), virtual_scale=np.array([0.3, 0.35])
-    )
+    return SpinModel(type_map=("O", "H"), backbone=backbone, use_spin=use_spin, virtual_scale=np.array([0.3, 0.35]))
 
 
 KINDS = (
-    "dpa1", "dpa2", "hybrid", "spin_se_a", "spin_dpa3", "spin_dpa2", "spin_hybrid", "zbl", "linear", "dipole_dpa3", "dos", "property", "polar",
+    "dpa1", "dpa2", "hybrid", "spin_se_a", "spin_dpa3", "spin_dpa2", "spin_hybrid", "spin_all", "zbl", "linear", "dipole_dpa3", "dos",
+    "property", "polar",
 )  # fmt: skip
 SPINS = frozenset(kind for kind in KINDS if kind.startswith("spin"))
 
 
 def small(kind: str) -> Model:
     """The model of that name."""
+    if kind == "spin_all":
+        return _spin(SE_A, (True, True))
     if kind in SPINS:
         return _spin({"se_a": SE_A, "dpa3": DPA3, "dpa2": DPA2, "hybrid": FLAT}[kind.removeprefix("spin_")])
     if kind == "zbl":

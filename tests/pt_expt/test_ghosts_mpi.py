@@ -112,6 +112,14 @@ def test_a_rank_that_raises_ends_every_rank(tmp_path):
     assert "came to the end" not in said
 
 
+def test_models_that_differ_end_every_rank(tmp_path):
+    status, said, end = run("different", tmp_path / "mark")
+    assert status != 0
+    assert end - (tmp_path / "mark").stat().st_mtime < SECONDS_TO_END
+    assert "ValueError: the models of ranks [1] are not that of rank 0" in said
+    assert "came to the end" not in said
+
+
 ABORTING = """
 import sys, time
 from types import SimpleNamespace
@@ -124,8 +132,11 @@ def abort(status):
     print("waited", time.monotonic() - said[-1][0] > 0.2, "said", "rank 2 of 4 ends the job" in said[-1][1], status)
 mpi.MPI = SimpleNamespace(COMM_WORLD=SimpleNamespace(rank=2, size=4, Abort=abort))
 sys.stderr = SimpleNamespace(write=write, flush=lambda: None)
-with mpi.aborting():
-    raise ValueError("wrong")
+try:
+    with mpi.aborting():
+        raise ValueError("wrong")
+except ValueError as problem:
+    print("goes on to nothing:", problem)
 """
 
 
@@ -135,3 +146,4 @@ def test_the_reason_is_out_before_the_job_ends(tmp_path):
     status, said, _ = run(ranks=1, program=tmp_path / "aborting.py")
     assert status == 0, said
     assert "waited True said True 1" in said
+    assert "goes on to nothing: wrong" in said

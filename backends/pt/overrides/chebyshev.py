@@ -79,13 +79,18 @@ def _nodes(order: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.
     return torch.as_tensor(nodes, dtype=dtype, device=device), torch.as_tensor(transform, dtype=dtype, device=device)
 
 
+def _slopes(half: float, t: torch.Tensor) -> torch.Tensor:
+    """D (order, order) for polynomials t (order, n, w) on an interval: dT_k/ds = sum_j D[k, j] T_j."""
+    return _unit_slopes(t.shape[0], t.dtype, t.device) / half
+
+
 @functools.cache
-def _slopes(order: int, half: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """D (order, order): dT_k/ds = sum_j D[k, j] T_j, from T_k' = 2 k (T_(k-1) + T_(k-3) + ...), T_0 halved."""
+def _unit_slopes(order: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """D for half = 1, from T_k' = 2 k (T_(k-1) + T_(k-3) + ...), T_0 halved. Intervals are many: none is kept."""
     k, j = np.arange(order)[:, None], np.arange(order)
     matrix = np.where((j < k) & ((k - j) % 2 == 1), 2.0 * k, 0.0)
     matrix[:, 0] *= 0.5
-    return torch.as_tensor(matrix / half, dtype=dtype, device=device)
+    return torch.as_tensor(matrix, dtype=dtype, device=device)
 
 
 def basis(s: torch.Tensor, order: int, where: Interval) -> torch.Tensor:
@@ -129,7 +134,7 @@ class _Moments(torch.autograd.Function):
 
 def _both(g: torch.Tensor, t: torch.Tensor, half: float, orders: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
     """sum_k g[n, c, k] T_k^(d), for every d of `orders`: (n, c, w) each, in one product."""
-    d = _slopes(t.shape[0], half, t.dtype, t.device)
+    d = _slopes(half, t)
     parts = [g]
     for _ in range(max(orders)):
         parts.append(parts[-1] @ d)
@@ -156,7 +161,7 @@ class _Slopes(torch.autograd.Function):
         r, t = ctx.saved_tensors
         columns = torch.cat((gr, gs[:, :, None] * r), dim=2)
         plain, bent = torch.bmm(columns.transpose(1, 2), t.permute(1, 2, 0)).split(r.shape[2], dim=1)
-        d = _slopes(t.shape[0], ctx.where.half, t.dtype, t.device)
+        d = _slopes(ctx.where.half, t)
         return plain + bent @ d.t(), None, None, None
 
 

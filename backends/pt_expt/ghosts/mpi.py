@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import sys
 import time
 import traceback
@@ -21,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from mpi4py import MPI
 
 from dpmodel.graph import Comm
@@ -101,6 +103,7 @@ def aborting() -> Iterator[None]:
         sys.stderr.flush()
         time.sleep(0.3)  # an abort takes what mpiexec has not yet read with it
         world.Abort(1)
+        raise  # where another rank's abort is under way, this one returns
 
 
 def evaluate(
@@ -118,10 +121,12 @@ def evaluate(
     this part, for several evaluations of it; else a new one is made. device: of the module. Returns energy (1, 1),
     virial (1, 9), force (s, 3), atom_energy (s, 1), mask (s,) and on request atom_virial (s, 9) of all s atoms, in the
     order of `coord`; of models with spin force_mag (s, 3) and mask_mag (s, 1) too. A rank that raises ends the whole job
-    (`aborting`).
+    (`aborting`); so do modules that differ between ranks, which are compared where no provider is given.
     """
     with aborting():
-        provider = MPIProvider.of(comm, part) if provider is None else provider
+        if provider is None:
+            _check_same(module, comm)
+            provider = MPIProvider.of(comm, part)
         graph = graph_to_torch(part.graph.replace(comm=Comm(handle=provider.handle)), device)
         outputs = predict(module, graph, torch_gradient, atomic_virial=atomic_virial)
         own = {key: value.detach().cpu().numpy() for key, value in outputs.items()}
@@ -137,3 +142,16 @@ def evaluate(
             whole[key] = np.empty_like(share)
             comm.Allreduce(np.ascontiguousarray(share), whole[key])
         return whole
+
+
+def _check_same(module: Any, comm: MPI.Comm) -> None:
+    """Raise ValueError on every rank where modules differ: their exchanges would not meet, or numbers be of no model."""
+    digest = hashlib.sha256()
+    state = module.state_dict() if isinstance(module, torch.nn.Module) else {}
+    for name, value in state.items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    everyone = comm.allgather(digest.hexdigest())
+    other = [rank for rank, found in enumerate(everyone) if found != everyone[0]]
+    if other:
+        raise ValueError(f"the models of ranks {other} are not that of rank 0; give every rank the same")

@@ -25,6 +25,7 @@ __all__ = ["build_loader", "build_plugin", "lammps_version", "mpi_include"]
 
 _HERE = Path(__file__).parent / "csrc"
 _PAIR = (
+    "archive.cpp",
     "artefact.cpp",
     "exchanging.cpp",
     "graph.cpp",

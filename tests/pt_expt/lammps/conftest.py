@@ -240,10 +240,10 @@ def changed(
 
 
 @pytest.fixture(scope="session")
-def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plugin(made_once: Callable[[str], contextlib.AbstractContextManager[Path]]) -> Path:
     """Folder of the plugin that fails on request and has the style dpmodel/exchange."""
-    folder = tmp_path_factory.mktemp("plugin")
-    return build_plugin(folder, sources=[CSRC / "exchange.cpp"], include=[CSRC])
+    with made_once("plugin") as folder:
+        return build_plugin(folder, sources=[CSRC / "exchange.cpp"], include=[CSRC])
 
 
 @pytest.fixture

@@ -121,7 +121,10 @@ def test_coordinates_that_are_not_numbers(lammps, make_script, dpa3_pt2):
         ({"style": "dpmodel nowhere.pt2"}, "cannot use the model nowhere.pt2: the file cannot be read"),
         ({"style": "dpmodel atoms.data"}, "cannot use the model atoms.data: it is no exported model"),
         ({"style": "dpmodel {} fparam 1.0"}, "this model takes no fparam"),
-        ({"style": "dpmodel {} fparm 1.0"}, "unknown option 'fparm'; known are fparam, aparam, charge_spin and max_spin"),
+        (
+            {"style": "dpmodel {} fparm 1.0"},
+            "unknown option 'fparm'; known are fparam, aparam, charge_spin and max_spin",
+        ),
         ({"style": "dpmodel"}, "expected a model"),
     ],
 )
@@ -178,7 +181,11 @@ def test_different_files_on_two_ranks(lammps, make_script, dpa3_pt2, tmp_path):
         ),
         (
             {"rename": lambda name: name.replace("data/dpmodel/model.dp", "data/aotinductor/model/..x")},
-            "its entry 'data/aotinductor/model/..x' has a name that no exported model has",
+            "data/aotinductor/model/..x' has a name that no exported model has",
+        ),
+        (
+            {"rename": lambda name: "../" + name.partition("/")[2]},
+            "has a name that no exported model has",
         ),
         (
             {"rename": lambda name: name.replace("extra/dpmodel.json", "extra/other.json")},
@@ -189,6 +196,18 @@ def test_different_files_on_two_ranks(lammps, make_script, dpa3_pt2, tmp_path):
 def test_file(lammps, make_script, dpa3_pt2, tmp_path, keys, message):
     changed(dpa3_pt2, tmp_path / "changed.pt2", **keys)
     fails(lammps, make_script(cube(), "changed.pt2"), message)
+
+
+@pytest.mark.parametrize("entry", ["data/dpmodel/model.dp", "extra/dpmodel.json", ".so"])
+def test_a_file_with_one_changed_byte(lammps, make_script, dpa3_pt2, tmp_path, entry):
+    """torch's own reader compares no checksums: the model would run, and be another."""
+    data = bytearray(dpa3_pt2.read_bytes())
+    with zipfile.ZipFile(dpa3_pt2) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(entry))
+        place = data.index(archive.read(name)[:512]) + 100
+    data[place] ^= 1
+    (tmp_path / "flipped.pt2").write_bytes(data)
+    fails(lammps, make_script(cube(), "flipped.pt2"), f"its entry '{name}' is damaged")
 
 
 @pytest.mark.parametrize("kept", [0, 10, 5000, 100000])

@@ -104,11 +104,12 @@ def test_virtual_atoms_equal_those_of_python(lammps, make_script, se_a_pt2, tmp_
     outputs = metadata_of(se_a_pt2)["outputs"]
     keys = {
         "requests": [as_json(r) for r in requests], "pair_exclude_types": [[1, 3]], "group_by_type": True, "graph_types": 4,
-        "spin_scales": SPIN_SCALES, "outputs": [*outputs, {**outputs[-1], "name": "force_mag"}],
+        "spin_scales": SPIN_SCALES, "outputs": [*outputs, {**outputs[-1], "name": "force_mag"}], "dim_aparam": 2,
     }  # fmt: skip
     changed(se_a_pt2, tmp_path / "other.pt2", **keys)
     names = "O H NULL" if atoms.kind.max() == 2 else "O H"
-    text = make_script(atoms, "other.pt2", names=names, before="atom_modify sort 0 0.0")
+    style = "dpmodel other.pt2 aparam 1.5 -2.0"
+    text = make_script(atoms, "other.pt2", names=names, style=style, before="atom_modify sort 0 0.0")
     lammps.run(text, env={"DPMODEL_TEST_DUMP": str(tmp_path / "dump")})
     found = read_dump(tmp_path / "dump")
 
@@ -118,7 +119,8 @@ def test_virtual_atoms_equal_those_of_python(lammps, make_script, se_a_pt2, tmp_
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # sel is too small on purpose
-        graph = builder.build(atoms.coord[None], types[None], atoms.cell[None], spin=atoms.spin[None])
+        aparam = np.tile([1.5, -2.0], (1, len(types), 1))
+        graph = builder.build(atoms.coord[None], types[None], atoms.cell[None], spin=atoms.spin[None], aparam=aparam)
     expected = {leaf.path: leaf.array for leaf in sized(graph)}
     assert found.keys() - {"comm.handle"} == expected.keys()
     n, s = 2 * len(atoms.coord), len(atoms.coord)
@@ -143,3 +145,29 @@ def test_virtual_atoms_equal_those_of_python(lammps, make_script, se_a_pt2, tmp_
     np.testing.assert_array_equal(
         found["virtual.scale"][s:][seen], np.array(SPIN_SCALES)[found["atype"][real][seen].astype(int)]
     )
+
+
+def test_parameters(lammps, make_script, se_a_pt2, tmp_path):
+    """Those of the command, else the model's own; every owned atom has a row. The code has no use for them."""
+    keys = {
+        "dim_fparam": 2, "default_fparam": [0.25, -1.5], "dim_aparam": 3, "charge_spin": True, "default_charge_spin": [2.0, 3.0],
+    }  # fmt: skip
+    changed(se_a_pt2, tmp_path / "other.pt2", **keys)
+    atoms = virtual(cube())
+    for options, fparam, charge_spin in (
+        ("aparam 1 2 -3.5", [0.25, -1.5], [2, 3]),
+        ("fparam 4 5e-1 charge_spin -1 2 aparam 1 2 -3.5", [4, 0.5], [-1, 2]),
+    ):
+        text = make_script(atoms, "", names="O H NULL", style=f"dpmodel other.pt2 {options}")
+        lammps.good(text, env={"DPMODEL_TEST_DUMP": str(tmp_path / "dump")})
+        found = read_dump(tmp_path / "dump")
+        np.testing.assert_array_equal(found["fparam"], [fparam])
+        np.testing.assert_array_equal(found["charge_spin"], [charge_spin])
+        np.testing.assert_array_equal(found["aparam"], np.tile([1, 2, -3.5], (len(atoms.coord), 1)))
+    for options, message in (
+        ("", "this model needs aparam: pair_style dpmodel other.pt2 aparam v ..."),
+        ("aparam 1 2", "aparam expects 3 number(s) for this model, got 2"),
+        ("aparam 1 2 3 fparam 1 2 3", "fparam expects 2 number(s) for this model, got 3"),
+    ):
+        run = lammps.run(make_script(atoms, "", names="O H NULL", style=f"dpmodel other.pt2 {options}"))
+        assert run.status != 0 and message in run.text, run.text[-2000:]

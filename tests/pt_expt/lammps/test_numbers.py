@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 import mpi4py  # noqa: F401 - a program of a test needs it; without it that test would be lost
@@ -47,6 +48,7 @@ CASES = {
     "empty, without ghosts": (far_apart(60.0, 8.0), "processors * 1 1"),
     "triclinic": (triclinic(), ""),
     "open": (cluster(), ""),
+    "shrink-wrapped": (dataclasses.replace(cluster(), boundary="s s s"), ""),
 }
 
 
@@ -73,11 +75,11 @@ def model(request):
     return request.getfixturevalue(request.param)
 
 
-@pytest.mark.parametrize("case", ["brick", "triclinic", "open"])
+@pytest.mark.parametrize("case", ["brick", "triclinic", "open", "shrink-wrapped"])
 def test_one_rank_equals_evaluate(lammps, make_script, model, case):
     atoms, _ = CASES[case]
     run = lammps.good(make_script(atoms, model))
-    box = None if atoms.boundary == "f f f" else atoms.cell
+    box = atoms.cell if "p" in atoms.boundary else None
     expected = dpmodel.load(model).evaluate(atoms.coord, atoms.kind, box, atomic=True)
     assert np.abs(expected["force"]).max() > 1e-3
     assert abs(run.energy() - expected["energy"].item()) <= 1e-10 * max(1.0, abs(run.energy()))

@@ -1,5 +1,6 @@
 #include "artefact.h"
 
+#include "archive.h"
 #include "dpmodel_ghosts.h"
 
 #include <ATen/ATen.h>
@@ -13,7 +14,6 @@
 #include <filesystem>
 #include <fstream>
 #include <link.h>
-#include <regex>
 #include <set>
 #include <stdexcept>
 
@@ -196,20 +196,6 @@ bool has_shape(const at::Tensor &tensor, const ArrayInfo &info) {
 
 }  // namespace
 
-/* As in backends/pt_expt/export/archive.py. The names are those that torch's loader unpacks by: both read the archive's
-   directory with one library. */
-static void check_names(caffe2::serialize::PyTorchStreamReader &archive) {
-  static const std::regex known(
-      "version|byteorder|archive_format|archive_version|\\.data/[A-Za-z0-9_]+|\\.format_version|\\.storage_alignment"
-      "|data/aotinductor/model/[A-Za-z0-9_][A-Za-z0-9_.\\-]*|extra/dpmodel\\.json|data/dpmodel/model\\.dp");
-  std::set<Text> names;
-  for (const auto &name : archive.getAllRecords()) {
-    if (!std::regex_match(name, known) || name.find("..") != Text::npos)
-      refuse("its entry '" + name + "' has a name that no exported model has");
-    if (!names.insert(name).second) refuse("its entry '" + name + "' occurs twice");
-  }
-}
-
 Metadata read_metadata(const Text &path) {
   if (!std::ifstream(path)) refuse("the file cannot be read");
   std::unique_ptr<caffe2::serialize::PyTorchStreamReader> reader;
@@ -221,7 +207,7 @@ Metadata read_metadata(const Text &path) {
   auto &archive = *reader;
   if (!archive.hasRecord("extra/dpmodel.json"))
     refuse("it holds no extra/dpmodel.json: it is no model exported by dpmodel (`dpmodel freeze -o model.pt2`)");
-  check_names(archive);
+  check_archive(path);
   const auto [data, size] = archive.getRecord("extra/dpmodel.json");
   const auto *text = static_cast<const char *>(data.get());
   json tree;
