@@ -53,7 +53,9 @@ def largest(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
 def lengths(gradients: Sequence[torch.Tensor], unit: torch.Tensor) -> torch.Tensor:
     """2-norms of all numbers in units of `unit` (as they are where it is 0), by chunk; float64, (chunks,)."""
     divisor = torch.where(unit > 0, unit, 1.0)
-    found, run, filled = [], [], 0
+    found: list[torch.Tensor] = []
+    run: list[torch.Tensor] = []
+    filled = 0
 
     def close() -> None:
         found.append(torch.linalg.vector_norm(torch.cat(run).double().div_(divisor)))

@@ -55,7 +55,14 @@ def scatter_rows(
     return torch.ops.aten.scatter_add.default(x, dim, rows, source if alpha == 1 else source * alpha)
 
 
-def unslice(grad: torch.Tensor, input_sizes: Sequence[int], dim: int, start: int, end: int, step: int) -> torch.Tensor:
+def unslice(
+    grad: torch.Tensor,
+    input_sizes: Sequence[int],
+    dim: int,
+    start: int | torch.SymInt,
+    end: int | torch.SymInt,
+    step: int,
+) -> torch.Tensor:
     """`aten.slice_backward` by `aten.slice_scatter`, and by nothing where the slice takes all."""
     if isinstance(start, int) and isinstance(end, int) and (start, end, step) == (0, sys.maxsize, 1):
         return grad.clone()
