@@ -24,8 +24,8 @@ from .world import TorchWorld, lost
 
 __all__ = ["BUCKET", "Replicas", "Shares", "broadcast_from_chief", "buckets"]
 
-BUCKET = 1 << 24
-"""Numbers that travel in one message, or one tensor if that is larger."""
+BUCKET = 1 << 22
+"""Numbers that travel in one message, or one tensor if that is larger. A step holds a message beside all gradients."""
 
 
 def buckets(sizes: Mapping[str, tuple[int, torch.dtype]]) -> Iterator[list[str]]:
