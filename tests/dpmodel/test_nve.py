@@ -1,9 +1,16 @@
 """Energy of water at constant volume, without a thermostat: forces are the derivatives of the energy, step after step.
 
 The model is small, smooth and has room for all neighbours; tests/data/nve/README.md says how it was trained. ASE's
-velocity Verlet, 0.5 fs, velocities drawn at 300 K. The drift is the slope of a straight line fitted to the total energies
-of all steps; at night it is measured in both precisions, printed (`pytest -m nightly -rP`) and written into the report of
-the run (`--junitxml`).
+velocity Verlet, 0.5 fs, velocities drawn at 300 K. The drift is the slope of a straight line fitted to the energies of all
+steps; at night it is measured in both precisions, printed (`pytest -m nightly -rP`) and written into the report of the run
+(`--junitxml`).
+
+What velocity Verlet conserves is not the total energy E but, to the fourth order of the time step h,
+
+    E + h^2 (v . V'' v / 12 - F . F / (24 m))        (Hairer, Lubich, Wanner, Geometric Numerical Integration, ch. IX)
+
+E itself falls by 8e-5 eV per atom while the first picosecond warms the water from 300 K to 450 K, whatever the forces are
+derivatives of: 4 times less with half the step. So drifts are of the conserved energy; that of E is recorded beside it.
 """
 
 from __future__ import annotations
@@ -46,14 +53,26 @@ def water(folder: Path) -> Atoms:
     return atoms
 
 
-def energies(atoms: Atoms, calculator: Any, steps: int) -> np.ndarray:
-    """(steps + 1,): total energy per atom, eV."""
+def energies(atoms: Atoms, calculator: Any, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """(steps - 1,) each: total energy per atom, and the one that velocity Verlet conserves, eV; the ends are left out."""
     atoms.calc = calculator
-    run, found = VelocityVerlet(atoms, TIME_STEP * units.fs), []
-    run.attach(lambda: found.append(atoms.get_total_energy() / len(atoms)))
+    step, mass = TIME_STEP * units.fs, atoms.get_masses()[:, None]
+    run, total, small, force, speed = VelocityVerlet(atoms, step), [], [], [], []
+
+    def record() -> None:
+        force.append(atoms.get_forces())
+        speed.append(atoms.get_velocities())
+        total.append(atoms.get_total_energy())
+        small.append(-np.sum(force[-1] ** 2 / mass) / 24.0)
+        if len(force) > 2:  # V'' v is minus the change of forces in time
+            small[-2] -= np.sum(speed[-2] * (force[-1] - force[-3])) / (24.0 * step)
+            force[-3] = speed[-3] = None
+
+    run.attach(record)
     run.run(steps)
-    assert len(found) == steps + 1
-    return np.asarray(found)
+    assert len(total) == steps + 1
+    plain = np.asarray(total[1:-1]) / len(atoms)
+    return plain, plain + step**2 * np.asarray(small[1:-1]) / len(atoms)
 
 
 def drift(found: np.ndarray) -> float:
@@ -98,21 +117,25 @@ class Careless(Calculator):
 
 SPREAD = 5e-5
 """Standard deviation of the energy within 100 fs, eV per atom: 3e-5 is velocity Verlet's own at this step."""
+CONSERVED = 2e-6
+"""The same of the energy that velocity Verlet conserves to the fourth order."""
 
 
 def test_energy_stays(potential: dpmodel.Potential, water_data: Path) -> None:
     assert potential.model.parts[0].descriptor.is_smooth()
-    found = energies(water(water_data), Calculator(potential), 200)
-    assert found.std() <= SPREAD
+    plain, conserved = energies(water(water_data), Calculator(potential), 200)
+    assert plain.std() <= SPREAD
+    assert conserved.std() <= CONSERVED
 
 
 def test_other_forces_would_be_seen(potential: dpmodel.Potential, water_data: Path) -> None:
-    found = energies(water(water_data), Careless(potential), 200)
-    assert found.std() > SPREAD
+    plain, conserved = energies(water(water_data), Careless(potential), 200)
+    assert plain.std() > SPREAD
+    assert conserved.std() > CONSERVED
 
 
-BOUNDS = {"float64": 1e-6, "float32": 2e-5}
-"""Of the drift, eV per atom per ps. In float32 forces are derivatives up to rounding, 1e-7 of their terms; 8e-6 was measured."""
+BOUNDS = {"float64": 1e-6, "float32": 1e-5}
+"""Of the drift, eV per atom per ps. In float32 forces are derivatives up to rounding, 1e-7 of their terms."""
 
 
 @pytest.mark.nightly
@@ -120,9 +143,10 @@ BOUNDS = {"float64": 1e-6, "float32": 2e-5}
 def test_drift(precision: str, water_data: Path, record_property: Callable[[str, object], None]) -> None:
     """5 ps."""
     atoms = water(water_data)
-    found = energies(atoms, Calculator(make_potential(precision)), 10_000)
-    slope = drift(found)
-    record_property(f"NVE drift, {precision}, eV per atom per ps", f"{slope:.2e}")
-    print(f"NVE, {precision}: drift {slope:.2e} eV/atom/ps, standard deviation {found.std():.2e} eV/atom")  # noqa: T201 - to be read
+    plain, conserved = energies(atoms, Calculator(make_potential(precision)), 10_000)
+    for name, found in (("energy", plain), ("conserved energy", conserved)):
+        text = f"drift {drift(found):.2e} eV/atom/ps, standard deviation {found.std():.2e} eV/atom"
+        record_property(f"NVE, {precision}, {name}", text)
+        print(f"NVE, {precision}, {name}: {text}")  # noqa: T201 - to be read
     assert 150.0 < atoms.get_temperature() < 1000.0  # still a liquid, and moving
-    assert abs(slope) <= BOUNDS[precision]
+    assert abs(drift(conserved)) <= BOUNDS[precision]
