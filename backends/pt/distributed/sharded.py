@@ -14,6 +14,7 @@ every batch of an accumulated step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -184,7 +185,8 @@ class Sharded(Store):
 
     def _width(self, p: torch.Tensor) -> int:
         """How many numbers the first rank holds."""
-        return -(-p.shape[0] // self.world.size) * p[0:1].numel() if p.numel() else 0
+        # Of the shape alone: a slice of a DTensor would gather it.
+        return -(-p.shape[0] // self.world.size) * math.prod(p.shape[1:])
 
     def _rows(self, p: torch.nn.Parameter) -> torch.Tensor:
         padded = p.new_zeros(self.world.size * self._width(p))
