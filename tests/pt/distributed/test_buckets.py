@@ -18,3 +18,10 @@ def test_numbers_do_not_depend_on_the_size_of_messages(pair: Any, stage: int) ->
             assert whole[kind].keys() == parts[kind].keys() and whole[kind]
             for name, value in whole[kind].items():
                 np.testing.assert_allclose(parts[kind][name], value, rtol=1e-14, atol=1e-15, err_msg=f"{kind} {name}")
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_operators_on_sharded_tensors_exchange_nothing(pair: Any, stage: int) -> None:
+    """They would do so one parameter at a time, and outside of what tells the end of another process."""
+    for operators, collectives in pair("buckets:hidden", stage):
+        assert operators > 100 and collectives == []
