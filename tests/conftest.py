@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -27,6 +29,22 @@ def pytest_configure() -> None:
     """A job in the background of a shell inherits that Ctrl-C is ignored, and so would every program it starts."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+_MOST_MAPS = 20_000
+"""Memory maps of this process before compiled functions of JAX are let go; Linux allows 65,530."""
+
+
+def pytest_runtest_teardown() -> None:
+    """JAX keeps all functions that it has compiled, a few memory maps each. Without more maps, the compiler crashes."""
+    jax, maps = sys.modules.get("jax"), Path("/proc/self/maps")
+    if jax is None or not maps.exists():
+        return
+    with maps.open("rb") as file:
+        count = sum(1 for _ in file)
+    if count > _MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_report_header() -> str:

@@ -72,7 +72,9 @@ class TorchStepper:
         self._slots = SLOTS[optimizer.key]
         own = [(name, self._trained[name]) for name in self.store.owned(list(self._trained))]
         self.optimizer = (
-            make_optimizer(optimizer, own, start_lr=options.start_lr, num_steps=options.num_steps) if own else None
+            make_optimizer(optimizer, own, start_lr=options.start_lr, num_steps=options.num_steps, seed=options.seed)
+            if own
+            else None
         )
         self.average = None if options.ema_decay is None else Average(self.store, options.ema_decay)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dpmodel.cli.convert import WRITABLE
 from dpmodel.cli.systems import systems_of
 from dpmodel.errors import InputError
 from dpmodel.files.model_file import READERS, ModelFile, TasksFile, read_models, write_model
@@ -24,7 +25,10 @@ log = logging.getLogger(__name__)
 def run(args: argparse.Namespace) -> None:
     """Write the model with the new bias, whole or not at all; the old file stays."""
     source = Path(args.model)
-    target = source.with_name(f"{source.stem}_updated{source.suffix}") if args.output is None else Path(args.output)
+    suffix = ".dp" if source.suffix.lower() in READERS else source.suffix
+    target = source.with_name(f"{source.stem}_updated{suffix}") if args.output is None else Path(args.output)
+    if target.suffix.lower() not in WRITABLE:
+        raise InputError(f"--output: expected a name ending in {', '.join(WRITABLE)}, got {target}")
     if target.resolve() == source.resolve():
         raise InputError(f"--output: {target} is the model itself; choose another name")
     potential = load(args.model, args.backend, head=args.head, device=args.device)

@@ -53,7 +53,9 @@ class _AttentionConfig(MixedConfig):
     normalize: bool = option(True, "Divide queries, keys and values by their lengths.")
     temperature: float | None = option(None, "Queries are multiplied by this.")
     trainable_ln: bool = option(True, "Whether the layer normalisation is trained.")
-    ln_eps: float | None = option(None, "Added to the variance in the layer normalisation; null is 1e-5.")
+    ln_eps: float | None = option(
+        None, "Added to the variance in the layer normalisation; null is 1e-5.", check=positive
+    )
     lmax: int = option(1, "Highest degree of the harmonics of directions.", choices=(1, 2, 3, 4))
 
     def smooth(self) -> bool:
@@ -81,7 +83,7 @@ class _AttentionConfig(MixedConfig):
         attention = tuple(
             make_neighbour_attention(
                 self.neuron[-1], self.attn, seed=child_seed(seed, 3 + k), dtype=dtype, scale=self.scale,
-                normalise=self.normalize, smooth=self.smooth(), dotr=self.attn_dotr, eps=self.ln_eps or 1e-5,
+                normalise=self.normalize, smooth=self.smooth(), dotr=self.attn_dotr, eps=1e-5 if self.ln_eps is None else self.ln_eps,
                 trainable=self.trainable, trainable_norm=self.trainable and self.trainable_ln,
             )
             for k in range(self.attn_layer)

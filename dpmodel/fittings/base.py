@@ -73,6 +73,10 @@ class FittingConfig(Config):
         """A fitting with fresh random weights. dim_emb: number of the descriptor's vectors."""
         raise NotImplementedError(f"{type(self).__name__} does not define build()")
 
+    def without_bias(self) -> str:
+        """Why no bias of a type is added, so that none can be given; empty where one is."""
+        return ""
+
     def layer_trainable(self) -> tuple[bool, ...]:
         """One flag per layer."""
         count = len(self.neuron) + 1

@@ -32,6 +32,9 @@ class DipoleFittingConfig(FittingConfig, key="dipole"):
     def output(self) -> Output:
         return DIPOLE
 
+    def without_bias(self) -> str:
+        return "a shift of vectors would not turn with the system"
+
     def build(
         self, ntypes: int, dim_descriptor: int, mixed_types: bool, *, dim_emb: int = 0, seed: Seed = None
     ) -> DipoleFitting:

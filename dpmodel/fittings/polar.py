@@ -55,6 +55,9 @@ class PolarFittingConfig(FittingConfig, key="polar"):
     def output(self) -> Output:
         return POLAR
 
+    def without_bias(self) -> str:
+        return "" if self.shift_diag else "shift_diag is false"
+
     def build(
         self, ntypes: int, dim_descriptor: int, mixed_types: bool, *, dim_emb: int = 0, seed: Seed = None
     ) -> PolarFitting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from dpmodel.config import option, positive
@@ -15,10 +16,26 @@ from dpmodel.ops import array_namespace, take_rows
 __all__ = ["PropertyFitting", "PropertyFittingConfig"]
 
 
+_TAKEN = frozenset(
+    (
+        "aparam", "box", "charge_spin", "coord", "energy", "force", "force_mag", "fparam", "hessian", "mask", "mask_mag",
+        "real_atom_types", "spin", "stress", "type", "type_map", "virial",
+    )
+)  # fmt: skip
+"""Names of other outputs and files of data."""
+
+
+def _free_name(name: str) -> str | None:
+    """Check: a name of files and columns that nothing else has."""
+    if re.fullmatch(r"[^\W\d][\w.-]*", name) and name not in _TAKEN and not name.startswith("atom_"):
+        return None
+    return f"a name of letters, digits, _, . and - that does not begin with atom_ and is none of {', '.join(sorted(_TAKEN))}"
+
+
 class PropertyFittingConfig(FittingConfig, key="property"):
     """A property by name, the sum (extensive) or the mean (intensive) of atoms' shares."""
 
-    property_name: str = option(doc="Name of the property, of its labels and of its columns.")
+    property_name: str = option(doc="Name of the property, of its labels and of its columns.", check=_free_name)
     task_dim: int = option(1, "Number of components.", check=positive)
     intensive: bool = option(False, "Whether the property is the mean over the atoms, not the sum.")
     distinguish_types: bool = option(True, "Whether every type has its own shift and scale from the statistics.")
@@ -29,6 +46,9 @@ class PropertyFittingConfig(FittingConfig, key="property"):
             name=name, atomic=f"atom_{name}", reduced=name, shape=(self.task_dim,), differentiable=False,
             intensive=self.intensive, by_type=self.distinguish_types,
         )  # fmt: skip
+
+    def without_bias(self) -> str:
+        return "" if self.distinguish_types else "distinguish_types is false, and the one bias is that of the labels"
 
     def build(
         self, ntypes: int, dim_descriptor: int, mixed_types: bool, *, dim_emb: int = 0, seed: Seed = None

@@ -333,6 +333,9 @@ def check_model(model: ModelSection, path: str = "model") -> None:
         _check_standard(part, f"{path}.{place}" if place else path)
     for output, values in (model.preset_out_bias or {}).items():
         here = f"{path}.preset_out_bias.{output}"
+        for part in model.standard_parts().values():
+            if why := part.fitting.without_bias():
+                raise InputError(f"{here}: this model has no biases of types: {why}; remove it")
         if not isinstance(values, tuple) or len(values) != ntypes:
             raise InputError(
                 f"{here}: expected a list of {ntypes} values, one per type of type_map, got {show(values)}"

@@ -145,6 +145,11 @@ def check_optimizer(optimizer: Config, losses: Mapping[str, Config], training: A
             f"training.zero_stage: expected 0 with the optimizer LKF, got {training.zero_stage}: the covariance of a block "
             "couples all its parameters, and each rank holds all of them; use optimizer.type AdamW or HybridMuon"
         )
+    if training.enable_bf16:
+        raise InputError(
+            "training.enable_bf16: expected false with the optimizer LKF, whose residuals are differences of predictions "
+            "and labels that bfloat16 does not resolve; remove the key, or use optimizer.type AdamW or HybridMuon"
+        )
     norm = training.gradient_max_norm
     if norm is not None and norm > 0:
         raise InputError(

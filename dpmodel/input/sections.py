@@ -303,7 +303,7 @@ class ValidatingConfig(Config):
     )
     compiled_infer: bool = option(False, "Validation runs as training does.", effect="ignored")
     tf32_infer: bool = option(False, "Validation has the precision of training (enable_tf32).", effect="ignored")
-    amp_infer: bool = option(False, "Validation has the precision of training.", effect="ignored")
+    amp_infer: bool = option(False, "Validation on whole systems is never in bfloat16.", effect="ignored")
 
 
 # --- the file -----------------------------------------------------------------------------------------

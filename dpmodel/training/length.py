@@ -6,7 +6,9 @@ With B_k batches in an epoch of task k (see `Dataset.total_batches`)::
     numb_epoch e      S = ceil(e B)
     num_epoch_dict    s_k = e_k B_k;  S = ceil(sum s_k);  probability of task k: s_k / sum s
 
-Where a step takes several batches (`acc_freq`), B_k is that many times smaller.
+Where a step takes several batches (`acc_freq`), B_k is that many times smaller. A run of passes that goes on with
+other B_k, because it has another number of processes, takes as many steps more as the passes that were left
+(`Stopped`).
 
 All of it is exact arithmetic on integers and on the decimals of the input, so that processes with the same B_k agree
 to the last bit, whatever their hardware; the B_k come from rank 0. A task is drawn with integers too: `TaskDraw`.
@@ -24,7 +26,7 @@ import numpy as np
 
 from dpmodel.errors import InputError
 
-__all__ = ["RunLength", "TaskDraw", "check_length", "run_length"]
+__all__ = ["RunLength", "Stopped", "TaskDraw", "check_length", "run_length"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,29 @@ class RunLength:
     def probabilities(self) -> dict[str, float]:
         """Of each task."""
         return {name: float(share) for name, share in self.shares.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped:
+    """A run of passes over the data that was stopped, with the batches of the processes that it had."""
+
+    step: int
+    num_steps: int
+    batches: Mapping[str, int]
+    accumulate: int = 1
+    numb_epoch: float | None = None
+    num_epoch_dict: Mapping[str, float] | None = None
+
+    def goes_on(self, wanted: Fraction, batches: Mapping[str, int], accumulate: int) -> Fraction:
+        """The steps in all: those done, and what is left of `wanted` (all passes as steps of these batches)."""
+        before, now = (
+            sum(
+                _passes(each, size, numb_epoch=self.numb_epoch, num_epoch_dict=self.num_epoch_dict).values(),
+                Fraction(0),
+            )
+            for each, size in ((self.batches, self.accumulate), (batches, accumulate))
+        )
+        return self.step + (self.num_steps - self.step) * now / before + (wanted - now)
 
 
 def check_length(
@@ -87,11 +112,12 @@ def run_length(
     numb_epoch: float | None = None,
     num_epoch_dict: Mapping[str, float] | None = None,
     model_prob: Mapping[str, float] | None = None,
+    stopped: Stopped | None = None,
 ) -> RunLength:
     """The length of a run and the probabilities of its tasks.
 
     batches: per task, those of an epoch of this process; systems: how many systems of data a task has; accumulate: batches
-    of a step.
+    of a step; stopped: the run of passes that this one goes on with.
 
     Raises InputError as `check_length` does, and where there are no batches or too many steps.
     """
@@ -102,16 +128,13 @@ def run_length(
     for name, count in batches.items():
         if count < 1:
             raise InputError(f"{_of(name)}training_data: an epoch has {count} batches; expected at least 1")
-    if numb_epoch is not None:
-        passes = _decimal(numb_epoch) * Fraction(batches[tasks[0]], accumulate)
-        return RunLength(_whole(passes, f"numb_epoch: {numb_epoch:g} passes"), {tasks[0]: Fraction(1)})
-    if num_epoch_dict:
-        parts = {name: _decimal(num_epoch_dict[name]) * Fraction(batches[name], accumulate) for name in tasks}
-        num_steps = _whole(sum(parts.values(), Fraction(0)), "num_epoch_dict: these passes")
-    else:
-        parts = {name: _decimal(model_prob[name]) if model_prob else Fraction(systems[name]) for name in tasks}
-        num_steps = int(numb_steps or 0)
+    passes = _passes(batches, accumulate, numb_epoch=numb_epoch, num_epoch_dict=num_epoch_dict)
+    parts = passes or {name: _decimal(model_prob[name]) if model_prob else Fraction(systems[name]) for name in tasks}
     total = sum(parts.values(), Fraction(0))
+    num_steps = int(numb_steps or 0)
+    if passes:
+        what = "num_epoch_dict: these passes" if numb_epoch is None else f"numb_epoch: {numb_epoch:g} passes"
+        num_steps = _whole(total if stopped is None else stopped.goes_on(total, batches, accumulate), what)
     return RunLength(num_steps, {name: part / total for name, part in parts.items()})
 
 
@@ -156,6 +179,18 @@ def _check_numbers(given: Mapping[str, float], tasks: Sequence[str], name: str, 
             raise InputError(
                 f"training.{name}.{task}: expected a finite number {'above' if above else 'of at least'} 0, got {value!r}"
             )
+
+
+def _passes(
+    batches: Mapping[str, int],
+    accumulate: int,
+    *,
+    numb_epoch: float | None,
+    num_epoch_dict: Mapping[str, float] | None,
+) -> dict[str, Fraction]:
+    """Steps of each task that passes over its data are; nothing where the length is not given in passes."""
+    given = dict.fromkeys(batches, numb_epoch) if numb_epoch is not None else num_epoch_dict or {}
+    return {name: _decimal(given[name]) * Fraction(batches[name], accumulate) for name in batches if given}
 
 
 def _decimal(value: float) -> Fraction:

@@ -38,7 +38,7 @@ from dpmodel.training.signals import save_and_leave
 from dpmodel.training.start import by_task, check_same_run, checksums, find_checkpoint, find_model, seeds
 from dpmodel.training.stepper import StepOptions
 from dpmodel.training.tasks import extent_of, length_of, make_tasks
-from dpmodel.training.validation import FullValidation, ValidationTask, first_step
+from dpmodel.training.validation import FullValidation, ValidationTask, validates
 from dpmodel.training.weights import Origin, make_model, resolve_capacities
 from dpmodel.training.world import World
 
@@ -210,7 +210,7 @@ class _Run:
         with self.world.agreement("opening the data"):
             for task in self.tasks.values():
                 task.open_data()
-        self.length = length_of(self.inp, self.tasks, self.world)
+        self.length = length_of(self.inp, self.tasks, self.world, self.checkpoint)
         self.num_steps = self.length.num_steps
         self.draw = TaskDraw(self.length.shares, self.task_seed)
         self.schedule = build_schedule(self.inp.learning_rate, self.num_steps, workers=self.world.size)  # type: ignore[arg-type]  # a schedule's section
@@ -246,6 +246,7 @@ class _Run:
             zero_stage=training.zero_stage,
             num_steps=self.num_steps,
             start_lr=self.schedule.start_lr,
+            seed=self.task_seed,
             frozen=frozen_paths(self.model, training.freeze_parameters),
             tf32=training.enable_tf32,
             amp=training.enable_bf16,
@@ -333,7 +334,17 @@ class _Run:
         options, checkpoint = self.inp.validating, self.checkpoint
         switches = {False: options.full_validation, True: options.ema_full_validation}
         wanted = [averaged for averaged, on in switches.items() if on]
-        if not wanted or first_step(options.full_val_start, self.num_steps) is None:
+        if not wanted or options.full_val_start == 1:
+            return []
+        if not validates(options.full_val_start, options.validation_freq, self.num_steps):
+            what = (
+                f"none of the {self.num_steps} steps is one of full validation (validation_freq "
+                f"{options.validation_freq}, full_val_start {options.full_val_start:g})"
+            )
+            if options.early_stop_patience is not None and self.num_steps:
+                raise InputError(f"validating.early_stop_patience: {what}, and nothing would be counted; lower them")
+            if self.world.chief:
+                logger.warning("validating: %s; no best checkpoints are kept", what)
             return []
         models = by_task(self.model)
         tasks = {
@@ -377,8 +388,10 @@ class _Run:
             averaged=averaged,
             ema_decay=decay,
             first_step=self.start,
-            bias_changed=self.checkpoint is not None and bool(self.checkpoint.schedule.get("bias_changed")),
-            seed=self.task_seed if len(self.tasks) > 1 else (),
+            bias_changed_at=self.start
+            if self.checkpoint is not None and self.checkpoint.schedule.get("bias_changed")
+            else None,
+            seed=self.task_seed,
             progress=self.loop.state,
             validation=self._validation_state,
         )
@@ -424,7 +437,7 @@ class _Run:
             )  # fmt: skip
         elif self.loop.stopped_early:
             logger.info("Stopped after %d of %d steps: validation has not become better", finished, self.num_steps)
-        if ended and training.change_bias_after_training and finished and (finished > start or not saver.bias_changed):
+        if ended and training.change_bias_after_training and finished and saver.bias_changed_at != finished:
             self._change_bias(finished)
         return saver.family.path(finished)
 
@@ -449,7 +462,7 @@ class _Run:
         # The others get its numbers, so that all go on with the same model.
         model = shared_weights(self.world, model)
         self.stepper.load_buffers(model)
-        self.saver.bias_changed = True
+        self.saver.bias_changed_at = step
         self.saver.save(step)
 
 

@@ -46,10 +46,10 @@ class Saver:
     ema_decay: float | None = None
     first_step: int = 0
     """Where the run began."""
-    bias_changed: bool = False
-    """Whether the output bias was fitted anew at the end."""
+    bias_changed_at: int | None = None
+    """The step after which the output bias was fitted anew; steps after it want that again."""
     seed: tuple[int, ...] = ()
-    """Of the tasks of the steps."""
+    """What is drawn for a step is a function of it: the task, the atoms of a Kalman filter."""
     progress: Callable[[], dict[str, Any]] = dict
     """The state of the loop; collective."""
     validation: Callable[[bool], dict[str, Any]] = lambda _averaged: {}
@@ -97,7 +97,7 @@ class Saver:
             model,
             optimizer=self._kept(self.stepper.optimizer_state()),
             schedule={
-                "num_steps": self.num_steps, "average": progress.get("average", {}), "bias_changed": self.bias_changed
+                "num_steps": self.num_steps, "average": progress.get("average", {}), "bias_changed": self.bias_changed_at == step
             },
             sampler={"tasks": progress.get("tasks", {})},
             random={"seed": list(self.seed)} if self.seed else {},

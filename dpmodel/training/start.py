@@ -124,9 +124,10 @@ def check_same_run(checkpoint: Checkpoint, normalised: Mapping[str, Any], num_st
             "same input, or begin a new run from its weights with --init-model"
         )
     if checkpoint.step > num_steps:
+        keys = [name for name in ("numb_epoch", "num_epoch_dict") if normalised["training"].get(name)]
         raise InputError(
             f"--restart: the checkpoint has {checkpoint.step} steps, but the input asks for {num_steps}; raise "
-            "training.numb_steps, or begin a new run from its weights with --init-model"
+            f"training.{(keys or ['numb_steps'])[0]}, or begin a new run from its weights with --init-model"
         )
     former = checkpoint.schedule.get("num_steps", num_steps)
     other = [] if former == num_steps else [f"the run has {num_steps} steps (was {former})"]

@@ -68,6 +68,8 @@ class StepOptions:
     """Length of the run, for optimizers whose options change with it."""
     start_lr: float = 1.0
     """The first learning rate, for optimizers whose options are relative to it."""
+    seed: tuple[int, ...] = (0,)
+    """Of what an optimizer draws; the same on all ranks."""
     frozen: tuple[str, ...] = ()
     """Paths of parameters that are not trained, each the first of its parameter (`dpmodel.training.freezing`)."""
     tf32: bool = False

@@ -18,7 +18,8 @@ from dpmodel.input.load import TaskInput
 from dpmodel.losses import build_loss
 from dpmodel.models.config import ModelSection
 from dpmodel.statistics.fit import bias_labels
-from dpmodel.training.length import RunLength, run_length
+from dpmodel.training.checkpoint import Checkpoint
+from dpmodel.training.length import RunLength, Stopped, run_length
 from dpmodel.training.schedules import worker_scale
 from dpmodel.training.world import World
 
@@ -121,12 +122,15 @@ def extent_of(task: Task) -> int:
     return zlib.crc32(repr([(system.natoms, size, len(frames)) for system, size, frames in systems]).encode())
 
 
-def length_of(inp: Input, tasks: Mapping[str, Task], world: World) -> RunLength:
-    """The length of the run, by what rank 0 counts of its data; collective."""
+def length_of(inp: Input, tasks: Mapping[str, Task], world: World, checkpoint: Checkpoint | None = None) -> RunLength:
+    """The length of the run, by what rank 0 counts of its data; collective.
+
+    checkpoint: what it goes on from. Passes that were left with another number of processes are steps of this one.
+    """
     training = inp.training
-    counts = world.integers([task.data.total_batches(world.size) for task in tasks.values()])
+    batches = _batches(tasks, world, world.size)
+    counts = list(batches.values())
     systems = world.integers([len(task.data.systems) for task in tasks.values()])
-    batches = dict(zip(tasks, counts, strict=True))
     found = run_length(
         batches,
         dict(zip(tasks, systems, strict=True)),
@@ -135,6 +139,7 @@ def length_of(inp: Input, tasks: Mapping[str, Task], world: World) -> RunLength:
         numb_epoch=training.numb_epoch,
         num_epoch_dict=training.num_epoch_dict,
         model_prob=training.model_prob,
+        stopped=None if checkpoint is None else _stopped(checkpoint, tasks, world),
     )
     if training.numb_epoch is not None:
         logger.info("numb_epoch %g of %d batches: %d steps", training.numb_epoch, counts[0], found.num_steps)
@@ -146,3 +151,25 @@ def length_of(inp: Input, tasks: Mapping[str, Task], world: World) -> RunLength:
             for name, share in found.probabilities.items()
         ))  # fmt: skip
     return found
+
+
+def _batches(tasks: Mapping[str, Task], world: World, size: int) -> dict[str, int]:
+    """Batches of an epoch of each task on `size` processes; collective."""
+    counts = world.integers([task.data.total_batches(size) for task in tasks.values()])
+    return dict(zip(tasks, counts, strict=True))
+
+
+def _stopped(checkpoint: Checkpoint, tasks: Mapping[str, Task], world: World) -> Stopped | None:
+    """The run of passes that was stopped; None where its length was not given so, or it had other tasks. Collective."""
+    training, order = checkpoint.input.get("training", {}), checkpoint.sampler.get("tasks", {})
+    epochs = {name: training.get(name) or None for name in ("numb_epoch", "num_epoch_dict")}
+    if not any(epochs.values()) or order.keys() != tasks.keys() or "num_steps" not in checkpoint.schedule:
+        return None
+    size = int(next(iter(order.values()))["training"]["world"])
+    return Stopped(
+        step=checkpoint.step,
+        num_steps=checkpoint.schedule["num_steps"],
+        batches=_batches(tasks, world, size),
+        accumulate=training.get("acc_freq") or 1,
+        **epochs,
+    )

@@ -47,7 +47,7 @@ from dpmodel.training.stepper import NonFiniteError, Stepper
 from dpmodel.training.validation_log import ValidationLog
 from dpmodel.training.world import World
 
-__all__ = ["Family", "FullValidation", "Outcome", "ValidationTask", "families", "first_step"]
+__all__ = ["Family", "FullValidation", "Outcome", "ValidationTask", "families", "first_step", "validates"]
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +100,12 @@ def first_step(full_val_start: float, num_steps: int) -> int | None:
     start = Fraction(str(full_val_start))
     step = int(start * num_steps) if start < 1 else int(start)
     return step if step <= num_steps else None
+
+
+def validates(full_val_start: float, validation_freq: int, num_steps: int) -> bool:
+    """Whether a run has a step after which it validates: see `FullValidation.due`."""
+    start = first_step(full_val_start, num_steps)
+    return start is not None and (start or validation_freq) <= num_steps
 
 
 @dataclass(frozen=True, kw_only=True)

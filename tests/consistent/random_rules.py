@@ -160,6 +160,13 @@ def _preset(o: Options) -> dict[str, Any] | None:
         name, size = names["ener"]
     else:
         net: Options = o["fitting_net"]
+        acts = {
+            "dipole": lambda: False,
+            "polar": lambda: net["shift_diag"],
+            "property": lambda: net["distinguish_types"],
+        }
+        if net.kind.key in acts and not acts[net.kind.key]():
+            return None
         others = {"dos": lambda: ("dos", net["numb_dos"]), "property": lambda: (net["property_name"], net["task_dim"])}
         name, size = names[net.kind.key] if net.kind.key in names else others[net.kind.key]()
     return None if _flag(o) or o.parent is not None else {name: _by_type(_or_none(_list(_small, size)))(o)}
@@ -305,12 +312,12 @@ RULES: dict[str, Rule] = {
     # models
     "_kind": _any_of("plain", "plain", "plain", "spin", "zbl"),
     "type_map": lambda o: list(o.scene.types),
-    "data_stat_nbatch": _whole(1, 10),
-    "data_stat_protect": _any_of(0.01, 0.001),
+    "data_stat_nbatch": _where(lambda o: o.parent is None, _whole(1, 10), 10),
+    "data_stat_protect": _where(lambda o: o.parent is None, _any_of(0.01, 0.001), 0.01),
     "pair_exclude_types": _where(lambda o: o.parent is None, _pairs, []),
     "atom_exclude_types": lambda o: [o.rng.randrange(o.scene.ntypes)] if o.rng.random() < 0.1 * o.scene.ntypes else [],
     "preset_out_bias": _preset,
-    "model_branch_alias": _any_of([], ["water"]),
+    "model_branch_alias": _where(lambda o: o.parent is None, _any_of([], ["water"]), []),
     "finetune_head": _where(lambda o: o.parent is None, _any_of(None, "water"), None),
     "info": _any_of({}, {"note": 1}),
     "descriptor": _descriptor,

@@ -97,6 +97,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["--bias-value", "1.0"], "--bias-value: expected 2 numbers, for the types"),
         (["--bias-value", "1", "2", "-s", "x"], "--bias-value: excludes --system and --datafile"),
         (["-o", str(source), "--bias-value", "1", "2"], "--output"),
+        (
+            ["-o", "other.pt", "--bias-value", "1", "2"],
+            "--output: expected a name ending in .dp, .yaml, .yml, .json, got other.pt",
+        ),
         (["-n", "-1"], "nbatch: expected a number of batches per system"),
     ):
         assert main(["change-bias", str(source), *args]) != 0

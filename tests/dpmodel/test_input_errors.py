@@ -132,3 +132,35 @@ def test_itself_in_itself() -> None:
     data["model"]["info"] = {"again": data}
     with pytest.raises(InputError, match="model: nested more than 100 levels deep"):
         load_input(data)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "2nd", "energy", "mask", "virial", "stress", "coord", "atom_gap"])
+def test_names_of_properties(name: str) -> None:
+    """They are keys of outputs and names of files, which others have."""
+    found = message("model.fitting_net", {"type": "property", "property_name": name})
+    assert found.startswith(
+        "model.fitting_net.property_name: expected a name of letters, digits, _, . and - that does not"
+    )
+
+
+@pytest.mark.parametrize(
+    ("net", "output", "why"),
+    [
+        ({"type": "dipole"}, "dipole", "a shift of vectors would not turn with the system"),
+        ({"type": "polar", "shift_diag": False}, "polarizability", "shift_diag is false"),
+        ({"type": "property", "property_name": "gap", "distinguish_types": False}, "gap", "distinguish_types is false"),
+    ],
+)
+def test_biases_that_are_nowhere(net: dict[str, Any], output: str, why: str) -> None:
+    data = changed("model.fitting_net", net)
+    data["loss"] = {"type": "property"} if output == "gap" else {"type": "tensor", "pref": 1.0, "pref_atomic": 0.0}
+    load_input(data)
+    data["model"]["preset_out_bias"] = {output: [1.0, None]}
+    with pytest.raises(InputError, match=f"^model.preset_out_bias.{output}: this model has no biases of types: {why}"):
+        load_input(data)
+
+
+@pytest.mark.parametrize("value", [0, -1.0])
+def test_layer_normalisation_adds_a_positive_number(value: float) -> None:
+    attention = {"type": "dpa1", "sel": 20, "rcut": 4.0, "ln_eps": value}
+    assert message("model.descriptor", attention).startswith("model.descriptor.ln_eps: expected a number above 0, got")

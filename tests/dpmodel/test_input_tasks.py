@@ -271,7 +271,10 @@ def test_c7_early_stopping_counts_validations() -> None:
 def test_c9_lkf_with_a_stage(stage: int) -> None:
     lkf = {"optimizer": {"type": "LKF"}, "training.zero_stage": stage, "training.gradient_max_norm": None}
     assert refused(changed(lkf)).startswith(f"training.zero_stage: expected 0 with the optimizer LKF, got {stage}")
-    assert load_input(changed({**lkf, "training.zero_stage": 0})).optimizer.key == "LKF"
+    plain = {**lkf, "training.zero_stage": 0}
+    assert load_input(changed(plain)).optimizer.key == "LKF"
+    said = refused(changed({**plain, "training.enable_bf16": True}))
+    assert said.startswith("training.enable_bf16: expected false with the optimizer LKF")
     assert "expected 0 with the optimizer LKF" in refused(changed(lkf, several()))
 
 

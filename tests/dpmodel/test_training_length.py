@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dpmodel.errors import InputError
-from dpmodel.training.length import TaskDraw, run_length
+from dpmodel.training.length import Stopped, TaskDraw, run_length
 
 ONE = {"": 30}
 TWO = {"water": 30, "ice": 7}
@@ -70,6 +70,35 @@ def test_r_s4_03_an_integer_quotient_stays_an_integer() -> None:
 def test_what_does_not_fit(batches: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         run_length(batches, dict.fromkeys(batches, 1), **options)
+
+
+@pytest.mark.parametrize(("step", "before", "now", "options", "steps"), [
+    (12, 30, 30, {}, 60),  # nothing changed
+    (24, 30, 15, {}, 24 + 18),  # twice the processes: 36 steps of two passes are left
+    (24, 15, 30, {}, 24 + 12),  # of the 30 steps, 6 were left
+    (24, 30, 15, {"accumulate": 3}, 24 + 6),  # 36 batches of 30 are 18 of 15, three of them in a step
+    (24, 30, 15, {"numb_epoch": 3}, 24 + 18 + 15),  # and another pass
+    (24, 30, 15, {"numb_epoch": 1.5}, 24 + 18 - 7),
+    (60, 30, 15, {}, 60),
+])  # fmt: skip
+def test_passes_that_are_left_with_other_processes(
+    step: int, before: int, now: int, options: dict[str, Any], steps: int
+) -> None:
+    stopped = Stopped(step=step, num_steps=2 * before, batches={"": before}, numb_epoch=2)
+    options = {"numb_epoch": 2, **options}
+    found = run_length({"": now}, {"": 3}, stopped=stopped, **options)
+    assert found.num_steps == steps
+    # From there on another time, with the same processes.
+    again = Stopped(step=steps, num_steps=steps, batches={"": now}, **options)
+    assert run_length({"": now}, {"": 3}, stopped=again, **options).num_steps == steps
+
+
+def test_passes_of_several_tasks_that_are_left() -> None:
+    passes = {"water": 1.0, "ice": 1.0}
+    stopped = Stopped(step=10, num_steps=37, batches=TWO, num_epoch_dict=passes)
+    found = run_length({"water": 15, "ice": 4}, {"water": 3, "ice": 1}, num_epoch_dict=passes, stopped=stopped)
+    assert found.num_steps == 10 + 14  # 27 steps of 37 are 13.9 of 19
+    assert found.shares == {"water": Fraction(15, 19), "ice": Fraction(4, 19)}
 
 
 def test_the_tasks_of_the_steps() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from dpmodel.losses import EnerLossConfig, EnerSpinLossConfig, PropertyLossConfi
 from dpmodel.metrics import evaluate_systems
 from dpmodel.training.best import BestCheckpoints
 from dpmodel.training.stepper import NonFiniteError
-from dpmodel.training.validation import FullValidation, ValidationTask, first_step
+from dpmodel.training.validation import FullValidation, ValidationTask, first_step, validates
 from dpmodel.training.world import Alone
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -105,6 +106,14 @@ def test_first_step() -> None:
     assert {start: first_step(start, 10 if start == 0.5 else 100) for start in given} == given
     assert first_step(0.29, 100) == 29  # 28.999... in binary
     assert first_step(1, 1) is first_step(1.0, 9) is None
+
+
+def test_whether_a_run_validates() -> None:
+    """As its steps are asked one by one."""
+    for start, freq, steps in itertools.product((0, 0.5, 1, 3, 8), (1, 4, 9), (0, 3, 8)):
+        first = first_step(start, steps)
+        due = [k for k in range(1, steps + 1) if first is not None and k >= first and (k - first) % freq == 0]
+        assert validates(start, freq, steps) is bool(due), (start, freq, steps)
 
 
 def test_due(folder: Path) -> None:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from dpmodel.backends.pt.optimizers import LKF, Observation, kalman_step
+from dpmodel.backends.pt.optimizers import LKF, Observation, kalman_step, make_optimizer
 from dpmodel.backends.pt.optimizers.kalman import _blocks
 from dpmodel.errors import BackendError, InputError
+from dpmodel.input.optimizers import LKFConfig
 from dpmodel.training.stepper import NonFiniteError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -314,7 +315,8 @@ def test_ranks_without_labels_take_part() -> None:
 def test_the_atoms_depend_on_seed_and_step() -> None:
     def after(seed: int, steps: int) -> np.ndarray:
         toy = Toy()
-        optimizer = LKF(toy.named, seed=seed)
+        optimizer = make_optimizer(LKFConfig(), toy.named, start_lr=1.0, num_steps=1, seed=(seed, 2))
+        assert isinstance(optimizer, LKF)
         optimizer.steps = steps
         kalman_step(optimizer, [observation(toy, data(), energy=None)])
         return weights(toy)

@@ -7,13 +7,15 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
 import dpmodel
-from dpmodel.errors import InputError
+from dpmodel.errors import DataError, InputError
 from dpmodel.files.model_file import read_model, read_models
+from dpmodel.training import run
 from dpmodel.training.checkpoint import Checkpoint
 from dpmodel.training.lcurve import read_lcurve
 from dpmodel.training.run import train
@@ -209,7 +211,7 @@ def test_r_s2_05_the_configured_decay_goes_on(workshop: Any, caplog: pytest.LogC
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_r_s2_10_bias_changed_after_training(workshop: Any, several: bool) -> None:
+def test_r_s2_10_bias_changed_after_training(workshop: Any, several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     data = (workshop.tasks if several else workshop.input)(**EMA)
     plain = in_folder(workshop.folder / "plain", lambda: Checkpoint.load(train(data)))
     data["training"]["change_bias_after_training"] = True
@@ -227,6 +229,18 @@ def test_r_s2_10_bias_changed_after_training(workshop: Any, several: bool) -> No
     # Once: a restart of the finished run leaves it.
     train(data, restart="model.ckpt")
     assert_same(Checkpoint.load("model.ckpt.dp").state, final.state)
+    # A longer run wants it again at its own end, also where that was interrupted.
+    data["training"]["numb_steps"] = STEPS + 2
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "change_biases", mock.Mock(side_effect=DataError("a broken file")))
+        with pytest.raises(DataError, match="a broken file"):
+            train(data, restart="model.ckpt")
+    before = Checkpoint.load("model.ckpt.dp")
+    assert (before.step, before.schedule["bias_changed"]) == (STEPS + 2, False)
+    train(data, restart="model.ckpt")
+    after = Checkpoint.load("model.ckpt.dp")
+    assert (after.step, after.schedule["bias_changed"]) == (STEPS + 2, True)
+    assert any(not np.array_equal(after.state[name], value) for name, value in before.state.items())
 
 
 def test_early_stopping_ends_a_run_for_good(workshop: Any, caplog: pytest.LogCaptureFixture) -> None:

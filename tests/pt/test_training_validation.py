@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import dpmodel
+from dpmodel.errors import InputError
 from dpmodel.metrics import evaluate_systems
 from dpmodel.training.checkpoint import Checkpoint
 from dpmodel.training.run import train
@@ -103,6 +104,19 @@ def test_early_stop(workshop: Any, caplog: pytest.LogCaptureFixture) -> None:
     before = final.stat().st_mtime_ns
     assert train(data, restart="model.ckpt") == final and final.stat().st_mtime_ns == before
     assert "Early stop: F:RMSE has not become better in 1 validations" in caplog.text
+
+
+@pytest.mark.parametrize("when", [{"validation_freq": 9, "full_val_start": 0}, {"full_val_start": 500}])
+def test_a_run_without_a_step_of_validation(
+    when: dict[str, Any], workshop: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = given(workshop, training__numb_steps=4)
+    data["validating"] |= when
+    train(data)
+    assert "none of the 4 steps is one of full validation" in caplog.text and not Path("val.log").exists()
+    data["validating"]["early_stop_patience"] = 1
+    with pytest.raises(InputError, match="early_stop_patience: none of the 4 steps is one of full validation"):
+        train(data)
 
 
 def test_profile_and_tensorboard(workshop: Any) -> None:

@@ -105,6 +105,8 @@ def small(kind: str) -> Model:
         return ZBLModel(**_whole(), parts=parts, sw_rmin=1.5, sw_rmax=2.8, smin_alpha=0.3)
     if kind == "linear":
         return LinearModel(**_whole(), parts=(_standard(SE_A), _standard(DPA1), _table()), weights=(0.5, -0.7, 1.2))
+    if kind == "charged":
+        return _standard({**DPA3, "add_chg_spin_ebd": True})  # type: ignore[no-any-return]
     fittings: dict[str, dict[str, Any]] = {
         "dipole_dpa3": {"type": "dipole"},
         "dos": {"type": "dos", "numb_dos": 7},

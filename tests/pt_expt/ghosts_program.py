@@ -222,14 +222,14 @@ def fault(kind: Any, at: int) -> None:
     say("came to the end")
 
 
-def different() -> None:
-    """The last rank has another model."""
+def different(change: str = "") -> None:
+    """The last rank has a model with other numbers, or with another option."""
     model = model_of()
     coord, atype, cell = system(18)
     graph = builder_of(model).build(coord[None], atype[None], cell[None])
     part = decompose(graph, coord, cell, slabs(coord, cell, SIZE), SIZE)[RANK]
     if RANK == SIZE - 1:
-        model = model.replace(out_bias=model.out_bias + 1e-12)
+        model = model.replace(**{"atom_exclude_types": (0,)} if change else {"out_bias": model.out_bias + 1e-12})
     mark()
     evaluate(to_torch(model, overrides=OVERRIDES), part, WORLD)
     say("came to the end")
@@ -251,7 +251,8 @@ if __name__ == "__main__":
         fault(sys.argv[1], int(sys.argv[3]))
     else:
         with aborting():
-            {"exchange": exchange, "model": model, "family": family, "raising": raising, "different": different}[
-                sys.argv[1]
-            ]()
+            {
+                "exchange": exchange, "model": model, "family": family, "raising": raising, "different": different,
+                "otherwise": lambda: different("option"),
+            }[sys.argv[1]]()  # fmt: skip
             sys.exit(0)  # no failure

@@ -112,8 +112,9 @@ def test_a_rank_that_raises_ends_every_rank(tmp_path):
     assert "came to the end" not in said
 
 
-def test_models_that_differ_end_every_rank(tmp_path):
-    status, said, end = run("different", tmp_path / "mark")
+@pytest.mark.parametrize("how", ["different", "otherwise"])
+def test_models_that_differ_end_every_rank(tmp_path, how):
+    status, said, end = run(how, tmp_path / "mark")
     assert status != 0
     assert end - (tmp_path / "mark").stat().st_mtime < SECONDS_TO_END
     assert "ValueError: the models of ranks [1] are not that of rank 0" in said

@@ -36,7 +36,9 @@ types that they were saved with: moments are float32 beside float64 parameters. 
 (`LKF.filter_state`)."""
 
 
-def make_optimizer(config: Any, named: Named, *, start_lr: float, num_steps: int) -> torch.optim.Optimizer:
+def make_optimizer(
+    config: Any, named: Named, *, start_lr: float, num_steps: int, seed: Sequence[int] = (0,)
+) -> torch.optim.Optimizer:
     """The optimizer of an `optimizer` section.
 
     Args:
@@ -45,11 +47,14 @@ def make_optimizer(config: Any, named: Named, *, start_lr: float, num_steps: int
             parameter is treated.
         start_lr: learning rate at the start; the caller sets `group["lr"]` before each step.
         num_steps: length of the run.
+        seed: of what is drawn; the same on all ranks.
     """
-    return _MAKERS[config.key](config, named, start_lr, num_steps)
+    if config.key == "LKF":
+        return _kalman(config, named, start_lr, num_steps, seed)
+    return _MAKERS[config.key](config, named, start_lr)
 
 
-def _adam(config: Any, named: Named, start_lr: float, _: int) -> torch.optim.Optimizer:
+def _adam(config: Any, named: Named, start_lr: float) -> torch.optim.Optimizer:
     """Kingma and Ba 2015; Loshchilov and Hutter 2019."""
     kinds: dict[str, type[torch.optim.Adam]] = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
     betas = (config.adam_beta1, config.adam_beta2)
@@ -59,14 +64,14 @@ def _adam(config: Any, named: Named, start_lr: float, _: int) -> torch.optim.Opt
     )
 
 
-def _ada_muon(config: Any, named: Named, start_lr: float, _: int) -> torch.optim.Optimizer:
+def _ada_muon(config: Any, named: Named, start_lr: float) -> torch.optim.Optimizer:
     return AdaMuon(
         named, lr=start_lr, momentum=config.momentum, betas=(config.adam_beta1, config.adam_beta2),
         weight_decay=config.weight_decay, lr_adjust=config.lr_adjust, lr_adjust_coeff=config.lr_adjust_coeff,
     )  # fmt: skip
 
 
-def _hybrid_muon(config: Any, named: Named, start_lr: float, _: int) -> torch.optim.Optimizer:
+def _hybrid_muon(config: Any, named: Named, start_lr: float) -> torch.optim.Optimizer:
     # flash_muon chooses a kernel elsewhere; it has no part here.
     return HybridMuon(
         named, lr=start_lr, momentum=config.momentum, betas=(config.adam_beta1, config.adam_beta2),
@@ -75,17 +80,16 @@ def _hybrid_muon(config: Any, named: Named, start_lr: float, _: int) -> torch.op
     )  # fmt: skip
 
 
-def _kalman(config: Any, named: Named, start_lr: float, num_steps: int) -> torch.optim.Optimizer:
+def _kalman(config: Any, named: Named, start_lr: float, num_steps: int, seed: Sequence[int]) -> torch.optim.Optimizer:
     return LKF(
-        named, lr=start_lr, blocksize=config.kf_blocksize, num_steps=num_steps,
+        named, lr=start_lr, blocksize=config.kf_blocksize, num_steps=num_steps, seed=seed,
         pref_e=(config.kf_start_pref_e, config.kf_limit_pref_e), pref_f=(config.kf_start_pref_f, config.kf_limit_pref_f),
     )  # fmt: skip
 
 
-_MAKERS: dict[str, Callable[[Any, Named, float, int], torch.optim.Optimizer]] = {
+_MAKERS: dict[str, Callable[[Any, Named, float], torch.optim.Optimizer]] = {
     "Adam": _adam,
     "AdamW": _adam,
     "AdaMuon": _ada_muon,
     "HybridMuon": _hybrid_muon,
-    "LKF": _kalman,
 }

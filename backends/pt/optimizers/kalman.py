@@ -56,7 +56,7 @@ class LKF(torch.optim.Optimizer):
     def __init__(
         self, named: Sequence[tuple[str, torch.nn.Parameter]], *, lr: float = 1.0, blocksize: int = 5120,
         pref_e: tuple[float, float] = (1.0, 1.0), pref_f: tuple[float, float] = (1.0, 1.0), num_steps: int = 0,
-        seed: int = 0,
+        seed: Sequence[int] = (0,),
     ) -> None:  # fmt: skip
         super().__init__([p for _, p in named], {"lr": lr})
         self.names = tuple(name for name, _ in named)
@@ -67,7 +67,7 @@ class LKF(torch.optim.Optimizer):
         )
         self.forgetting = 0.98
         self.steps = 0
-        self.seed = seed
+        self.seed = tuple(seed)
         self._prefs = {"energy": pref_e, "force": pref_f}
         self._num_steps = num_steps
 
@@ -222,7 +222,7 @@ def kalman_step(
         total: sum of a tensor over ranks (collective); None: one rank.
     """
     _update(optimizer, "energy", [_energy(o) for o in observations if o.energy is not None], total)
-    drawn = np.random.default_rng([optimizer.seed, optimizer.steps]).random((_GROUPS, _ATOMS))
+    drawn = np.random.default_rng([*optimizer.seed, optimizer.steps]).random((_GROUPS, _ATOMS))
     for group in drawn:
         _update(optimizer, "force", [_force(o, group) for o in observations if o.force is not None], total)
     optimizer.steps += 1

@@ -82,7 +82,9 @@ class RepformerConfig(Config):
     g1_out_mlp: bool = option(
         True, "A layer on the atom's features is an update of its own; false: a layer reads them."
     )
-    ln_eps: float | None = option(None, "Added to the variance in the layer normalisation; null is 1e-5.")
+    ln_eps: float | None = option(
+        None, "Added to the variance in the layer normalisation; null is 1e-5.", check=positive
+    )
 
 
 class DPA2Config(DescriptorConfig, key="dpa2"):

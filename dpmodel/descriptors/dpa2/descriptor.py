@@ -199,7 +199,10 @@ def _fresh_layer(config: DPA2Config, phi: Activation, seed: Seed, own: dict[str,
         )  # fmt: skip
 
     norm = make_layer_norm(
-        b, dtype=own["dtype"], eps=flow.ln_eps or 1e-5, trainable=own["trainable"] and flow.trainable_ln
+        b,
+        dtype=own["dtype"],
+        eps=1e-5 if flow.ln_eps is None else flow.ln_eps,
+        trainable=own["trainable"] and flow.trainable_ln,
     )
     conv = (b, a) if flow.g1_out_conv else (a, b)
     heads1, heads2 = flow.attn1_nhead, flow.attn2_nhead

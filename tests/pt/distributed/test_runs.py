@@ -157,6 +157,27 @@ def test_a_run_goes_on_with_another_number_of_processes(workshop: Any, pair: Any
     assert set(map(float, final.optimizer["step"].values())) == {6.0}
 
 
+@pytest.mark.parametrize(("first", "then", "stop", "steps"), [(1, 2, 4, 8), (2, 1, 2, 10)])
+def test_passes_go_on_with_another_number_of_processes(
+    workshop: Any, pair: Any, first: int, then: int, stop: int, steps: int
+) -> None:
+    """Two passes over the data are two in all: 12 steps of one process, 6 of two, of which a third was done."""
+    data = workshop.input(workshop.system(nframes=12))
+    del data["training"]["numb_steps"]
+    data["training"]["numb_epoch"] = 2
+    place = folder(workshop, "run")
+    seen: Counter[int] = Counter()
+    for ranks, options in ((first, {"stop_at": stop}), (then, {"restart": "model.ckpt"})):
+        if ranks == 1:
+            seen.update(alone(place, lambda options=options: _frames(data, **options)))
+            continue
+        found = pair("runs:run", place, data, **options)
+        assert not found[0]["end"][0], found
+        seen.update(frame for each in found for _, _, own in each["frames"] for frame in own)
+    assert load(place, f"model.ckpt-{steps}.dp").schedule["num_steps"] == steps
+    assert seen == Counter(dict.fromkeys(range(12), 2))
+
+
 def _frames(data: Any, **options: Any) -> list[int]:
     from unittest import mock
 

@@ -83,6 +83,23 @@ def test_two_ranks_equal_one(lammps, make_script, kind, model, style):
             )
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("model", ["charged"], indirect=True)
+def test_charge_and_spin(lammps, make_script, model):
+    """Two numbers of the command are those of `evaluate`, on one rank and on two."""
+    atoms = cube()
+    found = []
+    for numbers in ([1.0, 2.0], [-2.0, 1.0]):
+        style = f"dpmodel {model} charge_spin {numbers[0]:g} {numbers[1]:g}"
+        expected = dpmodel.load(model).evaluate(atoms.coord, atoms.kind, atoms.cell, charge_spin=[numbers])
+        for ranks in (1, 2):
+            run = lammps.good(make_script(atoms, model, style=style), ranks=ranks)
+            assert abs(run.energy() - expected["energy"].item()) <= 1e-10 * max(1.0, abs(run.energy()))
+            np.testing.assert_allclose(run.force(), expected["force"][0], rtol=0, atol=1e-10)
+        found.append(run.energy())
+    assert abs(found[0] - found[1]) > 1e-6
+
+
 def test_spins_that_cannot_be_used(lammps, make_script, model_of_spins):
     """Every rank ends, with one message."""
     atoms = with_spins(cube())

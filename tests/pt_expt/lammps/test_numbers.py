@@ -44,6 +44,8 @@ def far_apart(edge: float, shift: float) -> Atoms:
 CASES = {
     "brick": (cube(), ""),
     "tiled": (cube(), "comm_style tiled"),
+    "along y": (cube(), "processors 1 * 1"),
+    "along z": (cube(), "processors 1 1 *"),
     "empty, with ghosts": (far_apart(39.0, 0.0), "processors * 1 1"),
     "empty, without ghosts": (far_apart(60.0, 8.0), "processors * 1 1"),
     "triclinic": (triclinic(), ""),
@@ -108,16 +110,30 @@ def test_two_ranks_equal_one(lammps, make_script, model, case):
     assert_equal(two, one, 5, factor=10.0)
 
 
-def test_null_atoms_are_not_there(lammps, make_script, dpa3_pt2):
+@pytest.mark.nightly
+def test_four_ranks_equal_one(lammps, make_script, model):
+    """Every rank has the ghosts of three others, some of them through another's."""
+    text = make_script(cube(), model, before="processors 2 2 1", after="run 5")
+    one = lammps.good(text.replace("processors 2 2 1", ""))
+    four = lammps.good(text, ranks=4)
+    assert_equal(four, one, 0)
+    assert_equal(four, one, 5, factor=10.0)
+
+
+@pytest.mark.parametrize("where", ["between", "on a rank of their own", "and move"])
+def test_null_atoms_are_not_there(lammps, make_script, dpa3_pt2, where):
     """Types that the model does not know, between its atoms and across the border of two ranks."""
-    atoms = cube()
+    atoms, before = cube(), ""
     rng = np.random.default_rng(8)
-    extra = Atoms(
-        np.concatenate([atoms.coord, rng.uniform(0, 13, (12, 3)), atoms.coord[:1] + 1e-9]),
-        np.concatenate([atoms.kind, np.full(13, 2)]), atoms.cell,
-    )  # fmt: skip
+    places = np.concatenate([rng.uniform(0, 13, (12, 3)), atoms.coord[:1] + 1e-9])
+    if where == "on a rank of their own":  # which owns no other atoms, and has ghosts of them
+        atoms, before = far_apart(39.0, 0.0), "processors * 1 1"
+        places += np.array([22.0, 0.0, 0.0])
+    extra = Atoms(np.concatenate([atoms.coord, places]), np.concatenate([atoms.kind, np.full(13, 2)]), atoms.cell)
     without = lammps.good(make_script(atoms, dpa3_pt2))
-    text = make_script(extra, dpa3_pt2, names="O H NULL", after="run 5")
+    # By 2.5 Å in five steps, some of them over the border.
+    after = "group fast type 3\nvelocity fast set 1000 0 0\nrun 5" if where == "and move" else "run 5"
+    text = make_script(extra, dpa3_pt2, names="O H NULL", before=before, after=after)
     one, two = lammps.good(text), lammps.good(text, ranks=2)
     assert_equal(two, one, 0)
     assert_equal(two, one, 5, factor=10.0)

@@ -121,10 +121,31 @@ def test_units(lammps, make_script, dpa3_pt2, units, energy, length):
     np.testing.assert_allclose(run.force() * length / energy, one.force(), rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize(
+    ("factors", "warned"), [("lj/coul 0 0 0", True), ("lj 0 0 0 coul 1 1 1", False), ("lj/coul 1 1 1", False)]
+)
+def test_bonded_atoms_that_are_left_out(lammps, make_script, se_a_pt2, factors, warned):
+    """LAMMPS takes a pair out of its list where both factors are 0: said once, where it changes the energy."""
+    atoms = cube()
+    text = make_script(atoms, se_a_pt2, centroid=False).replace("atom_style atomic", "atom_style bond")
+    text = text.replace("read_data atoms.data", f"special_bonds {factors}\nbond_style zero\nread_data atoms.data")
+    path = lammps.folder / "atoms.data"
+    lines = path.read_text().replace("Atoms # atomic", "Atoms # bond").splitlines()
+    first = lines.index("Atoms # bond") + 2
+    rows = [line.split() for line in lines[first:]]
+    lines[first:] = [" ".join([row[0], "1", *row[1:]]) for row in rows]
+    lines[2:3] = [lines[2], "1 bonds", "1 bond types", "2 extra bond per atom", "4 extra special per atom"]
+    path.write_text("\n".join([*lines, "", "Bonds", "", "1 1 1 2", ""]))
+    run = lammps.good(text.replace("mass * 20.0", "mass * 20.0\nbond_coeff * "))
+    assert run.text.count("special_bonds with factors of 0 remove bonded atoms") == int(warned)
+    plain = lammps.good(make_script(atoms, se_a_pt2, centroid=False))
+    assert (abs(run.energy() - plain.energy()) > 1e-6) == warned
+
+
 def test_small_sel_is_said_once(lammps, make_script, dpa3_pt2):
     """125 atoms at half the distance have more neighbours than the model holds."""
     atoms = cube(edge=7.5)
-    run = lammps.run(make_script(atoms, dpa3_pt2, after="run 3"), ranks=2)
+    run = lammps.good(make_script(atoms, dpa3_pt2, after="run 3"), ranks=2)
     assert run.text.count("atoms have more neighbours than the model's sel holds") == 1
 
 
