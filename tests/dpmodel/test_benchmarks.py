@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,7 @@ def test_quick(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(output.read_text())
     assert found["machine"]["threads"] == 1
+    assert re.fullmatch(r"([0-9a-f]{7,40}\+?)?", found["machine"]["commit"])
     assert {"python", "numpy", "torch"} <= set(found["machine"]["versions"])
     results = {(row["quantity"], row["backend"]): row for row in found["results"]}
     assert results["training", "numpy"]["skipped"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 
 import mpi4py  # noqa: F401 - a program of a test needs it; without it that test would be lost
@@ -111,13 +112,15 @@ def test_two_ranks_equal_one(lammps, make_script, model, case):
 
 
 @pytest.mark.nightly
-def test_four_ranks_equal_one(lammps, make_script, model):
-    """Every rank has the ghosts of three others, some of them through another's."""
-    text = make_script(cube(), model, before="processors 2 2 1", after="run 5")
-    one = lammps.good(text.replace("processors 2 2 1", ""))
-    four = lammps.good(text, ranks=4)
-    assert_equal(four, one, 0)
-    assert_equal(four, one, 5, factor=10.0)
+@pytest.mark.parametrize(("grid", "edge"), [("2 2 1", 0.0), ("4 1 1", 0.0), ("2 2 2", 39.0)])
+def test_many_ranks_equal_one(lammps, make_script, model, grid, edge):
+    """A chain of slabs thinner than the cutoff, whose ghosts are those of ghosts; eight ranks, half of them empty."""
+    atoms, ranks = far_apart(edge, 0.0) if edge else cube(), math.prod(map(int, grid.split()))
+    text = make_script(atoms, model, before=f"processors {grid}", after="run 5")
+    one, many = lammps.good(text.replace(f"processors {grid}", "")), lammps.good(text, ranks=ranks)
+    assert f"{grid.replace(' ', ' by ')} MPI processor grid" in many.text
+    assert_equal(many, one, 0)
+    assert_equal(many, one, 5, factor=10.0)
 
 
 @pytest.mark.parametrize("where", ["between", "on a rank of their own", "and move"])
@@ -131,8 +134,8 @@ def test_null_atoms_are_not_there(lammps, make_script, dpa3_pt2, where):
         places += np.array([22.0, 0.0, 0.0])
     extra = Atoms(np.concatenate([atoms.coord, places]), np.concatenate([atoms.kind, np.full(13, 2)]), atoms.cell)
     without = lammps.good(make_script(atoms, dpa3_pt2))
-    # By 2.5 Å in five steps, some of them over the border.
-    after = "group fast type 3\nvelocity fast set 1000 0 0\nrun 5" if where == "and move" else "run 5"
+    # By 5 Å in five steps, over the border in both directions.
+    after = "group fast type 3\nvariable v atom 2000*(2*(id%2)-1)\nvelocity fast set v_v 0 0\nrun 5" if where == "and move" else "run 5"
     text = make_script(extra, dpa3_pt2, names="O H NULL", before=before, after=after)
     one, two = lammps.good(text), lammps.good(text, ranks=2)
     assert_equal(two, one, 0)

@@ -14,6 +14,7 @@ from dpmodel import lammps as places
 from dpmodel.backends.pt_expt.lammps.build import lammps_version
 
 from .conftest import Atoms, Lammps, cube
+from .test_numbers import far_apart
 
 RANKS = pytest.mark.parametrize("ranks", [1, 2])
 
@@ -70,6 +71,16 @@ def test_rare_neighbour_lists(lammps, make_script, dpa3_pt2, ranks):
     one = lammps.good(make_script(cube(), dpa3_pt2, after="run 10"))
     rare = make_script(cube(), dpa3_pt2, after="neigh_modify delay 0 every 5 check no\nrun 10")
     assert_same(lammps.good(rare, ranks=ranks), one, 10)
+
+
+@pytest.mark.parametrize("edge", [39.0, 60.0])
+def test_rare_neighbour_lists_with_an_empty_rank(lammps, make_script, dpa3_pt2, edge):
+    """With ghosts and without: it takes part in exchanges for all steps of a list."""
+    atoms = far_apart(edge, 8.0 if edge > 40 else 0.0)
+    text = make_script(atoms, dpa3_pt2, after="neigh_modify delay 0 every 5 check no\nrun 10")
+    two = lammps.good(text.replace("read_data", "processors * 1 1\nread_data"), ranks=2)
+    assert "0 min" in next(line for line in two.text.splitlines() if line.startswith("Nlocal"))
+    assert_same(two, lammps.good(text), 10)
 
 
 @RANKS
