@@ -135,7 +135,11 @@ def test_null_atoms_are_not_there(lammps, make_script, dpa3_pt2, where):
     extra = Atoms(np.concatenate([atoms.coord, places]), np.concatenate([atoms.kind, np.full(13, 2)]), atoms.cell)
     without = lammps.good(make_script(atoms, dpa3_pt2))
     # By 5 Å in five steps, over the border in both directions.
-    after = "group fast type 3\nvariable v atom 2000*(2*(id%2)-1)\nvelocity fast set v_v 0 0\nrun 5" if where == "and move" else "run 5"
+    after = (
+        "group fast type 3\nvariable v atom 2000*(2*(id%2)-1)\nvelocity fast set v_v 0 0\nrun 5"
+        if where == "and move"
+        else "run 5"
+    )
     text = make_script(extra, dpa3_pt2, names="O H NULL", before=before, after=after)
     one, two = lammps.good(text), lammps.good(text, ranks=2)
     assert_equal(two, one, 0)
