@@ -209,6 +209,7 @@ def evaluate_systems(
     systems: str | Path | Sequence[str | Path],
     *,
     rglob_patterns: Sequence[str] | None = None,
+    label_names: Mapping[str, str] | None = None,
     max_frames: int | None = None,
     shuffle: int | np.random.Generator | None = None,
     atomic: bool = False,
@@ -220,6 +221,7 @@ def evaluate_systems(
         potential: of a backend with derivatives; without, energies alone are compared.
         systems: as in `dpmodel.data.discovery.find_systems`.
         rglob_patterns: as there.
+        label_names: what XYZ files call labels, by their names.
         max_frames: frames of each system; None: all.
         shuffle: a seed or a generator: take the frames at random, instead of the first ones.
         atomic: compare energies of atoms too, where systems have the label atom_ener.
@@ -236,7 +238,7 @@ def evaluate_systems(
     most = chunk_atoms()
     dataset = Dataset.from_config(
         systems, rglob_patterns=rglob_patterns, batch_size=1, type_map=potential.type_map,
-        labels=requests_of(potential, atomic=atomic), sort_atoms=False,
+        labels=requests_of(potential, atomic=atomic), sort_atoms=False, label_names=label_names,
     )  # fmt: skip
     generator = None if shuffle is None else np.random.default_rng(shuffle)
     reports = []

@@ -159,6 +159,12 @@ def _add_train(commands: Any) -> None:
     _add_device(parser)
 
 
+def _add_label_names(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--label-names", nargs="+", metavar="LABEL=NAME", help="what XYZ files call labels, as in energy=REF_energy"
+    )
+
+
 def _add_data(parser: argparse.ArgumentParser) -> None:
     data = parser.add_mutually_exclusive_group()
     data.add_argument(
@@ -167,6 +173,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     data.add_argument("-f", "--datafile", metavar="FILE", help="a text file with one system per line")
     data.add_argument("--train-data", metavar="INPUT", help="the training data of this input file")
     data.add_argument("--valid-data", metavar="INPUT", help="the validation data of this input file")
+    _add_label_names(parser)
 
 
 def _add_test(commands: Any) -> None:
@@ -315,6 +322,7 @@ def _add_change_bias(commands: Any) -> None:
     data = parser.add_mutually_exclusive_group()
     data.add_argument("-s", "--system", nargs="+", metavar="FOLDER", help="data systems; default: .")
     data.add_argument("-f", "--datafile", metavar="FILE", help="a text file with one system per line")
+    _add_label_names(parser)
     parser.add_argument(
         "--bias-value", nargs="+", type=float, metavar="X", help="the bias itself, type by type, instead of data"
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dpmodel.cli.convert import WRITABLE
-from dpmodel.cli.systems import systems_of
+from dpmodel.cli.systems import label_names_of, systems_of
 from dpmodel.errors import InputError
 from dpmodel.files.model_file import READERS, ModelFile, TasksFile, read_models, write_model
 from dpmodel.models import Model
@@ -46,7 +46,9 @@ def run(args: argparse.Namespace) -> None:
         model = with_bias(potential.model, values.reshape(-1, size))
     else:
         systems = systems_of(args.system, args.datafile)
-        model = changed_bias(potential, systems, mode=args.mode, nbatch=args.numb_batch)
+        model = changed_bias(
+            potential, systems, mode=args.mode, nbatch=args.numb_batch, label_names=label_names_of(args.label_names)
+        )
     old, new = map(bias_of, (potential.model, model))
     for name, before, after in zip(potential.type_map, old, new, strict=False):
         log.info("bias of %s: %s (was %s)", name, _shown(after), _shown(before))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dpmodel.errors import InputError
 
-__all__ = ["systems_of"]
+__all__ = ["label_names_of", "systems_of"]
 
 
 def systems_of(given: Sequence[str] | None, datafile: str | None = None) -> str | list[str]:
@@ -26,3 +26,12 @@ def systems_of(given: Sequence[str] | None, datafile: str | None = None) -> str 
     if not found:
         raise InputError(f"{datafile}: expected a text file with one system per line, found none")
     return found
+
+
+def label_names_of(given: Sequence[str] | None) -> dict[str, str]:
+    """The table of `--label-names energy=REF_energy ...`. Raises InputError."""
+    pairs = [word.partition("=") for word in given or ()]
+    for name, sign, own in pairs:
+        if not (name and sign and own):
+            raise InputError(f"--label-names: expected pairs such as energy=REF_energy, got {name + sign + own!r}")
+    return {name: own for name, _, own in pairs}

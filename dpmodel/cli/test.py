@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from collections.abc import Mapping
 from contextlib import nullcontext
 
 import numpy as np
 
-from dpmodel.cli.systems import systems_of
+from dpmodel.cli.systems import label_names_of, systems_of
 from dpmodel.details import DetailWriter
 from dpmodel.errors import InputError
 from dpmodel.files.atomic import atomic_write
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
     """Print the table, and write what was asked for."""
     if args.numb_test < 0:
         raise InputError(f"--numb-test: expected a number of frames per system, or 0 for all; got {args.numb_test}")
-    systems, patterns = _systems(args)
+    systems, patterns, names = _systems(args)
     potential = load(args.model, args.backend, head=args.head, device=args.device)
     log.info("%s: %r", args.model, potential)
     if not potential.backend.has_gradients:
@@ -36,8 +37,8 @@ def run(args: argparse.Namespace) -> None:
     writer = None if args.detail_file is None else DetailWriter(args.detail_file)
     with writer or nullcontext():
         report = evaluate_systems(
-            potential, systems, rglob_patterns=patterns, max_frames=args.numb_test or None, shuffle=shuffle,
-            atomic=args.atomic, on_chunk=writer,
+            potential, systems, rglob_patterns=patterns, label_names=names, max_frames=args.numb_test or None,
+            shuffle=shuffle, atomic=args.atomic, on_chunk=writer,
         )  # fmt: skip
     print(report.table())
     if args.atomic and potential.model.output().loss == "ener" and "atom_energy" not in report.total:
@@ -50,11 +51,11 @@ def run(args: argparse.Namespace) -> None:
         atomic_write(args.json, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def _systems(args: argparse.Namespace) -> tuple[str | list[str], tuple[str, ...] | None]:
-    """(systems, patterns) as an input file has them. Raises InputError."""
-    source = args.train_data or args.valid_data
+def _systems(args: argparse.Namespace) -> tuple[str | list[str], tuple[str, ...] | None, Mapping[str, str]]:
+    """(systems, patterns, names of labels) as an input file has them. Raises InputError."""
+    source, names = args.train_data or args.valid_data, label_names_of(args.label_names)
     if source is None:
-        return systems_of(args.system, args.datafile), None
+        return systems_of(args.system, args.datafile), None, names
     tasks = load_input(source).tasks
     heads = {name: task.model.model_branch_alias for name, task in tasks.items()}
     data = tasks["" if "" in tasks else choose_head(heads, args.head, str(source))].data
@@ -62,4 +63,4 @@ def _systems(args: argparse.Namespace) -> tuple[str | list[str], tuple[str, ...]
     if section is None:
         raise InputError(f"{source}: there is no training.validation_data; use --train-data or --system")
     systems = section.systems if isinstance(section.systems, str) else list(section.systems)
-    return systems, section.rglob_patterns
+    return systems, section.rglob_patterns, names or section.label_names

@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from dpmodel.data.discovery import find_systems, open_systems
-from dpmodel.data.labels import LabelLike, LabelRequest, as_request
+from dpmodel.data.discovery import find_systems, is_xyz, open_systems
+from dpmodel.data.labels import LabelLike, LabelRequest, as_request, check_names
 from dpmodel.data.mixing import check_mixable
 from dpmodel.data.pairs import too_close
 from dpmodel.data.plan import Probabilities, batch_sizes, mixed_frames, probabilities, total_batches
@@ -59,21 +59,30 @@ class Dataset:
         min_pair_dist: float = 0.0,
         base: str | Path | None = None,
         sort_atoms: bool = True,
+        label_names: Mapping[str, str] | None = None,
     ) -> Dataset:
         """Find, open and check the systems of a `training_data` or `validation_data` section.
 
         systems, rglob_patterns, base: see `dpmodel.data.discovery.find_systems`. batch_size, auto_prob, sys_probs: see
         `dpmodel.data.plan`. type_map, labels, sort_atoms: see `NpySystem.open`. min_pair_dist: frames with a closer
-        pair of atoms (Å) are left out of training. A folder that is listed twice is used twice, with a warning.
+        pair of atoms (Å) are left out of training. label_names: what XYZ files call labels, by their names. A folder that is listed twice is used twice, with a warning.
 
         Raises DataError for bad data and InputError for bad options, before any batch is made.
         """
         paths = find_systems(systems, rglob_patterns, base)
         _warn_of_duplicates(paths)
-        found: list[System] = [
-            system for path in paths for system in open_systems(path, type_map, labels, sort_atoms=sort_atoms)
-        ]
         mixed, requests = mixed_frames(batch_size), tuple(as_request(label) for label in labels)
+        if label_names:
+            check_names(label_names, requests)
+            if not any(is_xyz(path) for path in paths):
+                raise InputError(
+                    "label_names: it is for extended XYZ files, and there is none among the systems; remove it"
+                )
+        found: list[System] = [
+            system
+            for path in paths
+            for system in open_systems(path, type_map, labels, sort_atoms=sort_atoms, label_names=label_names)
+        ]
         if mixed:
             check_mixable(found, requests)
         sizes = batch_sizes(batch_size, [system.natoms for system in found])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dpmodel.data.frames import FrameSystem
@@ -19,7 +19,7 @@ from dpmodel.data.labels import LabelLike, LabelRequest
 from dpmodel.data.npy import NpySystem, is_system
 from dpmodel.errors import DataError, InputError
 
-__all__ = ["find_systems", "open_systems"]
+__all__ = ["find_systems", "is_xyz", "open_systems"]
 
 
 def find_systems(
@@ -68,9 +68,11 @@ def open_systems(
     labels: Sequence[LabelLike | LabelRequest] = (),
     *,
     sort_atoms: bool = True,
+    label_names: Mapping[str, str] | None = None,
 ) -> list[FrameSystem]:
     """The systems of one path of `find_systems`: LMDB and XYZ files may hold several. Arguments: `NpySystem.open`.
 
+    label_names: what an XYZ file calls labels, by their names; other formats have none but these.
     Raises DataError, and InputError where a package is missing that the format needs.
     """
     root = Path(path)
@@ -84,8 +86,14 @@ def open_systems(
         module = importlib.import_module(f"dpmodel.data.{kind}")
     except ImportError as problem:
         raise InputError(f"{path}: {problem}") from problem
-    found: list[FrameSystem] = getattr(module, f"open_{kind}")(root, type_map, labels, sort_atoms=sort_atoms)
+    names = {"names": label_names} if kind == "xyz" else {}
+    found: list[FrameSystem] = getattr(module, f"open_{kind}")(root, type_map, labels, sort_atoms=sort_atoms, **names)
     return found
+
+
+def is_xyz(path: str | Path) -> bool:
+    """Whether a path of `find_systems` is an extended XYZ file."""
+    return _kind(Path(path)) == "xyz"
 
 
 def _kind(path: Path) -> str | None:

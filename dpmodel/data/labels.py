@@ -8,8 +8,12 @@ nobody needs a second code path, and whoever must not use it multiplies by the f
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
+from collections.abc import Mapping, Sequence
 from typing import Protocol
+
+from dpmodel.errors import InputError
 
 __all__ = [
     "ATOM_ENER",
@@ -28,10 +32,20 @@ __all__ = [
     "aparam",
     "as_request",
     "charge_spin",
+    "check_names",
     "drdq",
     "fparam",
     "inputs",
 ]
+
+KNOWN = frozenset(
+    (
+        "aparam", "atom_dipole", "atom_dos", "atom_ener", "atom_ener_coeff", "atom_polarizability", "atom_pref", "charge_spin",
+        "dipole", "dos", "drdq", "energy", "force", "force_mag", "fparam", "hessian", "numb_copy", "polarizability", "spin", "stress",
+        "virial",
+    )
+)  # fmt: skip
+"""Names of labels, without those of properties; a stress stands for a virial."""
 
 
 class LabelLike(Protocol):
@@ -116,6 +130,23 @@ class LabelRequest:
         if self.square:
             return (3 * natoms, 3 * natoms)
         return (natoms, *self.shape) if self.atomic else self.shape
+
+
+def check_names(given: Mapping[str, str], requests: Sequence[LabelRequest] = ()) -> None:
+    """Raise InputError where a table of names (label -> what files call it) has a label that there is not.
+
+    requests: labels that are asked for, whose names are known besides (those of properties).
+    """
+    known = KNOWN | {request.name for request in requests}
+    for name, own in given.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), 1)
+            raise InputError(
+                f"label_names.{name}: expected a label, one of {', '.join(sorted(known))}"
+                + (f"; did you mean {near[0]}?" if near else "")
+            )
+        if not isinstance(own, str) or not own:
+            raise InputError(f"label_names.{name}: expected what the files call it, a text, got {own!r}")
 
 
 def as_request(label: LabelLike | LabelRequest) -> LabelRequest:

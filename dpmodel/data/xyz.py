@@ -7,17 +7,19 @@
 
 Labels are found by name: `energy`, `forces` (or `force`), `virial`, `dipole`, and any other array of the frame or of the
 atoms. Without `virial` it comes from `stress` (eV/Å^3, ASE's sign): virial = -volume * stress. Files are held in memory.
+Files with other names, such as `REF_energy`, are read with a table of names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dpmodel.data.frames import FrameSystem, MemoryColumn, Values
+from dpmodel.data.frames import PLURALS, FrameSystem, MemoryColumn, Values
 from dpmodel.data.grouping import Group, Grouping
 from dpmodel.data.labels import LabelLike, LabelRequest, as_request
 from dpmodel.data.types import translation
@@ -29,6 +31,8 @@ except ModuleNotFoundError as _problem:
     raise ImportError(f'XYZ data needs ASE ({_problem}): pip install "dpmodel[ase]"') from _problem
 
 __all__ = ["XyzSystem", "open_xyz"]
+
+logger = logging.getLogger(__name__)
 
 _VOIGT = np.array([0, 5, 4, 5, 1, 3, 4, 3, 2])
 """Places of xx, xy, xz, yx, ... in the order xx, yy, zz, yz, xz, xy."""
@@ -48,17 +52,25 @@ def open_xyz(
     labels: Sequence[LabelLike | LabelRequest] = (),
     *,
     sort_atoms: bool = True,
+    names: Mapping[str, str] | None = None,
 ) -> list[FrameSystem]:
-    """The systems of a file, in the order of their first frames; arguments as for `NpySystem.open`. Raises DataError."""
+    """The systems of a file, in the order of their first frames; arguments as for `NpySystem.open`. Raises DataError.
+
+    names: what the file calls labels, by their own names (or "stress"). A label of that name in the file is then not read.
+    """
     frames = _read(Path(path))
     symbols = list(dict.fromkeys(symbol for atoms in frames for symbol in atoms.get_chemical_symbols()))
-    table, names = translation(symbols, type_map, path)
-    grouping = Grouping(str(path), table, names, tuple(as_request(label) for label in labels))
+    table, types = translation(symbols, type_map, path)
+    grouping = Grouping(str(path), table, types, tuple(as_request(label) for label in labels))
     numbers = {symbol: k for k, symbol in enumerate(symbols)}
     arrays = []
     for number, atoms in enumerate(frames):
-        arrays.append(_arrays(atoms, numbers))
+        arrays.append(_arrays(atoms, numbers, names or {}))
         grouping.add(number, arrays[-1], atoms.pbc)
+
+    absent = [own for own in (names or {}).values() if not any(own in frame for frame in arrays)]
+    if absent:
+        logger.warning("%s: no frame has %s, which label_names asks for", path, ", ".join(absent))
 
     def column_of(group: Group) -> Callable[[str], Values]:
         members = [arrays[number] for number in group.frames]
@@ -108,8 +120,8 @@ def _count(path: Path) -> int:
     return count
 
 
-def _arrays(atoms: Any, numbers: dict[str, int]) -> dict[str, Any]:
-    """Everything of a frame, by name."""
+def _arrays(atoms: Any, numbers: dict[str, int], names: Mapping[str, str]) -> dict[str, Any]:
+    """Everything of a frame, by name; what `names` has, by the names of labels."""
     results = {} if atoms.calc is None else atoms.calc.results
     found: dict[str, Any] = {}
     for source in (atoms.info, atoms.arrays, results):
@@ -120,6 +132,13 @@ def _arrays(atoms: Any, numbers: dict[str, int]) -> dict[str, Any]:
                 continue
             if name not in ("numbers", "positions"):
                 found[name] = array
+    given = {name: found[own] for name, own in names.items() if own in found}
+    for name in names:
+        for spelling in (
+            ("virial", "virials", "stress") if name in ("virial", "stress") else (name, PLURALS.get(name, name))
+        ):
+            found.pop(spelling, None)
+    found |= given
     cell = np.asarray(atoms.cell.array)
     found |= {
         "coord": atoms.positions, "box": cell,

@@ -99,6 +99,11 @@ class DataConfig(Config):
         check=_filled,
     )
     rglob_patterns: tuple[str, ...] | None = option(None, "Patterns that replace the search below `systems`.")
+    label_names: FrozenDict = option(
+        FrozenDict(),
+        'What extended XYZ files call labels, as in {"energy": "REF_energy", "force": "REF_forces"}; a stress may stand '
+        "for the virial.",
+    )
     batch_size: int | str | tuple[int, ...] = option(
         "auto",
         'Frames per batch: a number, one per system, or "auto:n" (at least n atoms; "auto" is "auto:32"), "max:n" (at '

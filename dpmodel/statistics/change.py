@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,11 @@ def changed_bias(
     mode: str = "change",
     nbatch: int = 0,
     rglob_patterns: Sequence[str] | None = None,
+    label_names: Mapping[str, str] | None = None,
 ) -> Model:
     """The potential's model with a bias that fits labelled systems; types that keep a preset bias keep it.
 
-    nbatch: batches per system, of 32 atoms or one frame; 0: all frames.
+    nbatch: batches per system, of 32 atoms or one frame; 0: all frames. label_names: what XYZ files call labels.
     Raises InputError for another mode, DataError where no system has the label.
     """
     if mode not in MODES:
@@ -58,7 +59,7 @@ def changed_bias(
             requests[name] = LabelRequest(name=name, shape=output.shape, atomic=atomic, high_precision=not atomic)
     dataset = Dataset.from_config(
         systems, rglob_patterns=rglob_patterns, batch_size="auto", type_map=potential.type_map,
-        labels=tuple(requests.values()),
+        labels=tuple(requests.values()), label_names=label_names,
     )  # fmt: skip
     return bias_change(potential, dataset, mode=mode, nbatch=nbatch)
 

@@ -76,6 +76,7 @@ class Task:
             type_map=self.given.model.type_map,
             labels=self.labels(),
             min_pair_dist=getattr(section, "min_pair_dist", 0.0),
+            label_names=section.label_names,
         )
 
 

@@ -372,7 +372,7 @@ class _Task:
         systems = section.systems if isinstance(section.systems, str) else list(section.systems)
         self.dataset = Dataset.from_config(
             systems, rglob_patterns=section.rglob_patterns, batch_size=1, type_map=given.model.type_map,
-            labels=requests_of(self._potential), sort_atoms=False,
+            labels=requests_of(self._potential), sort_atoms=False, label_names=section.label_names,
         )  # fmt: skip
 
     def columns(self, many: bool) -> list[str]:

@@ -135,7 +135,7 @@ RATES: dict[str, Defaults] = {
 }
 
 DATA: Defaults = {
-    "systems": ".", "rglob_patterns": None, "batch_size": "auto", "auto_prob": "prob_sys_size", "sys_probs": None,
+    "systems": ".", "rglob_patterns": None, "label_names": {}, "batch_size": "auto", "auto_prob": "prob_sys_size", "sys_probs": None,
 }  # fmt: skip
 RUN: Defaults = {
     "numb_steps": None, "seed": None, "disp_file": "lcurve.out", "disp_freq": 1000, "disp_training": True,

@@ -78,7 +78,7 @@ def test_defaults_of_the_specification() -> None:
     assert (out["model"]["data_stat_nbatch"], out["model"]["data_stat_protect"]) == (10, 0.01)
     assert out["optimizer"]["type"] == "Adam"
     assert out["training"]["training_data"] == {
-        "systems": ".", "rglob_patterns": None, "batch_size": "auto", "auto_prob": "prob_sys_size", "sys_probs": None,
+        "systems": ".", "rglob_patterns": None, "label_names": {}, "batch_size": "auto", "auto_prob": "prob_sys_size", "sys_probs": None,
         "min_pair_dist": 0.0,
     }  # fmt: skip
     assert out["training"]["validation_data"] is None

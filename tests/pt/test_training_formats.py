@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
+from dpmodel.cli import main
 from dpmodel.errors import DataError, InputError
 from dpmodel.training.checkpoint import Checkpoint
 from dpmodel.training.run import train
@@ -61,6 +62,35 @@ def test_the_same_run_from_every_format(workshop, one_thread, monkeypatch):
         assert runs[name].state.keys() == runs["npy"].state.keys()
         for path, value in runs["npy"].state.items():
             np.testing.assert_array_equal(runs[name].state[path], value)
+
+
+def test_xyz_with_other_names_of_labels(workshop, one_thread, monkeypatch, capsys):
+    """A table of names in the input, or on the command line, and the numbers are the same."""
+    root = workshop.folder
+    source = Path(workshop.system(names=("H", "O")))
+    options = {"model__type_map": ["H", "O"], "training__numb_steps": 4, "training__save_freq": 2}
+    plain = to_xyz(source, root / "plain.xyz")
+    text = Path(plain).read_text()
+    (root / "other.xyz").write_text(text.replace("energy=", "energy=77 REF_energy=").replace("force", "REF_force"))
+    assert "REF_force" in (root / "other.xyz").read_text()
+    names = {"energy": "REF_energy", "force": "REF_forces" if "forces" in text else "REF_force"}
+    expected = trained(root / "a", workshop, [plain], monkeypatch, **options)
+    section = workshop.input(plain)["training"]["training_data"]
+    section |= {"systems": [str(root / "other.xyz")], "label_names": names}
+    found = trained(root / "b", workshop, section["systems"], monkeypatch, training__training_data=section, **options)
+    for path, value in expected.state.items():
+        np.testing.assert_array_equal(found.state[path], value)
+    monkeypatch.chdir(root / "b")
+    tables = []
+    for given in (
+        ["-s", plain], ["--train-data", "out.json"],
+        ["-s", section["systems"][0], "--label-names", *(f"{name}={own}" for name, own in names.items())],
+    ):  # fmt: skip
+        assert main(["test", "-m", "model.ckpt.dp", *given]) == 0
+        tables.append([line for line in capsys.readouterr().out.splitlines() if "E " in line])
+    assert tables[0] == tables[1] == tables[2] and len(tables[0]) > 3
+    assert main(["test", "-m", "model.ckpt.dp", "-s", plain, "--label-names", "energy"]) != 0
+    assert "--label-names: expected pairs such as energy=REF_energy, got 'energy'" in capsys.readouterr().err
 
 
 def test_partial_periodicity_and_restarts(workshop, one_thread, monkeypatch):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dpmodel.data import Dataset, LabelRequest, Sampler, labels, open_systems
-from dpmodel.errors import DataError
+from dpmodel.errors import DataError, InputError
 
 from . import written as formats
 from .written import (
@@ -155,3 +155,37 @@ def test_bad_xyz(tmp_path, text, message):
 def test_xyz_that_is_no_text(tmp_path):
     (tmp_path / "a.xyz").write_bytes(b"\xff\xfe\x00")
     refused(str(tmp_path / "a.xyz"), "readable XYZ file")
+
+
+NAMES = {"energy": "REF_energy", "force": "REF_forces", "stress": "REF_stress"}
+
+
+def test_labels_under_other_names(tmp_path, caplog):
+    """What the file calls energy and forces otherwise, from a cheaper method, is not read."""
+    columns = "Properties=species:S:1:pos:R:3:forces:R:3:REF_forces:R:3"
+    both = 'energy=5 REF_energy=2 virial="9 9 9 9 9 9 9 9 9" REF_stress="1 0 0 0 1 0 0 0 1"'
+    own = np.array([[0.0, 0, 1], [1, 0, 1], [2, 0, 1]])
+    text = frame(f"{formats.lattice(CELL)} {columns} {both}", np.full((3, 3), 7.0), own)
+    (found,) = opened(tmp_path, text, label_names=NAMES)
+    batch = found.batch(np.array([0]))
+    assert batch.labels["energy"].item() == 2
+    np.testing.assert_array_equal(np.sort(batch.labels["force"][0, :, 0]), [0, 1, 2])
+    np.testing.assert_allclose(batch.labels["virial"][0], -abs(np.linalg.det(CELL)) * np.eye(3).ravel(), rtol=1e-12)
+    (plain,) = opened(tmp_path, text)
+    assert plain.batch(np.array([0])).labels["energy"].item() == 5
+    # A label that the file does not have under that name is not there.
+    (found,) = opened(tmp_path, text, label_names={"energy": "DFT_energy"})
+    assert found.found["energy"] == 0.0
+    assert "no frame has DFT_energy, which label_names asks for" in caplog.text
+
+
+def test_tables_of_names_that_do_not_fit(tmp_path):
+    (tmp_path / "a.xyz").write_text(frame("REF_energy=1"))
+    given = {"type_map": MAP, "labels": ALL}
+    with pytest.raises(InputError, match=r"label_names\.forces: expected a label, one of .*; did you mean force\?"):
+        Dataset.from_config(tmp_path / "a.xyz", **given, label_names={"forces": "REF_forces"})
+    with pytest.raises(InputError, match=r"label_names\.energy: expected what the files call it, a text, got 3"):
+        Dataset.from_config(tmp_path / "a.xyz", **given, label_names={"energy": 3})
+    folder = Path(__file__).parents[3] / "examples" / "water" / "data" / "data_0"
+    with pytest.raises(InputError, match="label_names: it is for extended XYZ files, and there is none among"):
+        Dataset.from_config(folder, type_map=["O", "H"], labels=(labels.ENERGY,), label_names=NAMES)
