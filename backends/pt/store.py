@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -138,6 +138,15 @@ class Store:
         relative = lengths(gradients, top).square().sum().sqrt()
         # One transfer from the device for both numbers.
         return Report(*torch.stack([top, relative]).tolist())
+
+    def norms(self, gradients: Sequence[torch.Tensor]) -> list[float]:
+        """The 2-norm of each, over all ranks. Collective."""
+        own = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients])
+        return cast(list[float], self._lengths(own).tolist())
+
+    def _lengths(self, own: torch.Tensor) -> torch.Tensor:
+        """Those of whole tensors by those of what this rank holds of them."""
+        return own
 
     def bad(self, gradients: Mapping[str, torch.Tensor]) -> list[str]:
         """The names of gradients that hold numbers which are not finite, on any rank."""

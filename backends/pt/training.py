@@ -65,6 +65,8 @@ class TorchStepper:
         self.max_norm = norm if norm and norm > 0 else None
         self.gradient_norm = math.nan
         """2-norm of the gradient of the last step, over all ranks, before clipping."""
+        self.gradient_norms: dict[str, float] = {}
+        """The same by parameter, where `StepOptions.norms` asks for it."""
         self.store = self._stored(model, overrides)
         self.module = self.store.module
         self._trained = {name: p for name, p in self.store.parameters.items() if p.requires_grad}
@@ -309,6 +311,8 @@ class TorchStepper:
             more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
             loss = float(torch.stack(list(losses)).mean())
             raise NonFiniteError(f"the gradient is not finite (loss {loss:g}) in {', '.join(bad[:3])}{more}")
+        if self.options.norms:
+            self.gradient_norms = dict(zip(gradients, self.store.norms(list(gradients.values())), strict=True))
         if self.max_norm is None or top * length + 1e-6 <= self.max_norm:
             return
         # In two steps: the factor itself may be too small for the type of the gradient.

@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from dpmodel.errors import InputError
 
@@ -132,7 +132,7 @@ class LabelRequest:
         return (natoms, *self.shape) if self.atomic else self.shape
 
 
-def check_names(given: Mapping[str, str], requests: Sequence[LabelRequest] = ()) -> None:
+def check_names(given: Mapping[str, Any], requests: Sequence[LabelRequest] = ()) -> None:
     """Raise InputError where a table of names (label -> what files call it) has a label that there is not.
 
     requests: labels that are asked for, whose names are known besides (those of properties).

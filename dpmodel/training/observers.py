@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from dpmodel.training.metrics_stream import MetricsStream, check_metrics_file, validated_name
 from dpmodel.training.profiling import Profiling, check_profiling
-from dpmodel.training.tensorboard import TensorBoard, check_tensorboard
+from dpmodel.training.tensorboard import Norms, TensorBoard, check_tensorboard
 from dpmodel.training.validation import FullValidation
 
 __all__ = ["ValidationObserver", "check_observers", "make_observers"]
@@ -37,12 +37,11 @@ def make_observers(
     *,
     restored_step: int | None = None,
     validations: Sequence[FullValidation] = (),
-    norm: Callable[[], float] | None = None,
+    norms: Norms | None = None,
 ) -> list[Any]:
     """Those of the chief; the validations will tell theirs to them. Close them when the run ends.
 
-    training: the section. restored_step: that of the checkpoint which is gone on from. norm: gives that of the
-    last step's gradient, or NaN. Raises InputError, OSError.
+    training: the section. restored_step: that of the checkpoint which is gone on from. norms: of gradients. Raises InputError, OSError.
     """
     check_observers(training, backend)
     found: list[Any] = []
@@ -51,7 +50,7 @@ def make_observers(
         found.append(MetricsStream(training.metrics_file, restored_step=restored_step, validated=names))
     if training.tensorboard:
         folder, freq = training.tensorboard_log_dir, training.tensorboard_freq
-        found.append(TensorBoard(folder, freq=freq, restored_step=restored_step, norm=norm))
+        found.append(TensorBoard(folder, freq=freq, restored_step=restored_step, norms=norms))
     for validation in validations:
         validation.observers = tuple(each for each in found if isinstance(each, ValidationObserver))
     if training.profiling or training.enable_profiler:

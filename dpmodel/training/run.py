@@ -248,6 +248,7 @@ class _Run:
             start_lr=self.schedule.start_lr,
             seed=self.task_seed,
             frozen=frozen_paths(self.model, training.freeze_parameters),
+            norms=training.tensorboard,
             tf32=training.enable_tf32,
             amp=training.enable_bf16,
         )
@@ -412,7 +413,10 @@ class _Run:
                     self.loop.curve = LearningCurve(training.disp_file, restored_step=restored)
                     self.loop.observers = make_observers(
                         training, self.trainer, restored_step=restored, validations=self.validations,
-                        norm=lambda: getattr(self.stepper, "gradient_norm", math.nan),
+                        norms=lambda: (
+                            getattr(self.stepper, "gradient_norm", math.nan),
+                            getattr(self.stepper, "gradient_norms", {}),
+                        ),
                     )  # fmt: skip
                     for observer in self.loop.observers:
                         stack.callback(observer.close)

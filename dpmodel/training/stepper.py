@@ -72,6 +72,8 @@ class StepOptions:
     """Of what an optimizer draws; the same on all ranks."""
     frozen: tuple[str, ...] = ()
     """Paths of parameters that are not trained, each the first of its parameter (`dpmodel.training.freezing`)."""
+    norms: bool = False
+    """Whether 2-norms of the gradients of single parameters are wanted after each step."""
     tf32: bool = False
     """Products of float32 matrices in TF32, on CUDA."""
     amp: bool = False

@@ -1,25 +1,33 @@
 """Metrics of a run for TensorBoard, without any framework: `tensorboard --logdir log`.
 
 By task (`Default` for a single one): `<task>/lr`, `<task>/loss` (of losses that show its root as rmse) and `<task>/<metric>`
-of the step's batch, `<task>/grad/total_norm` (of all parameters and ranks, before clipping) on PyTorch; at rows of the learning curve `<task>/<metric>_val`; at full validations `full_validation/<column>`
-(`full_validation_ema/...` of averaged weights). Of several processes the numbers of steps are the chief's own.
+of the step's batch; on PyTorch norms of the gradient over all ranks, before clipping: `<task>/grad/total_norm`, the histogram
+`<task>/grad/param_norms` of those of parameters, and the ten largest as `<task>/grad_top10/<parameter>`; at rows of the
+learning curve `<task>/<metric>_val`; at full validations `full_validation/<column>` (`full_validation_ema/...` of averaged
+weights). Of several processes the numbers of steps are the chief's own.
 """
 
 from __future__ import annotations
 
 import contextlib
+import heapq
 import importlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
 
 from dpmodel.errors import InputError
 from dpmodel.training.lcurve import Metrics
 from dpmodel.training.loop import Read
 
-__all__ = ["TensorBoard", "check_tensorboard"]
+__all__ = ["Norms", "TensorBoard", "check_tensorboard"]
+
+Norms: TypeAlias = Callable[[], tuple[float, Mapping[str, float]]]
+"""Gives those of the last step's gradient: of all of it, or NaN, and by parameter."""
 
 SINGLE = "Default"
 """What a single task is called, as in DeePMD-kit."""
@@ -54,16 +62,15 @@ class TensorBoard:
         *,
         freq: int = 1,
         restored_step: int | None = None,
-        norm: Callable[[], float] | None = None,
+        norms: Norms | None = None,
     ) -> None:
         """freq: steps between those that are written. restored_step: TensorBoard forgets what an earlier run wrote beyond.
-        norm: gives that of the last step's gradient, or NaN.
 
         Raises InputError where the package is missing, OSError where the folder cannot be made.
         """
         writer, self._events, self._summaries = _parts()
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self._freq, self._norm = freq, norm
+        self._freq, self._norms = freq, norms
         self._writer: Any = writer.EventFileWriter(str(folder))
         if restored_step is not None:
             log = self._events.SessionLog(status=self._events.SessionLog.START)
@@ -77,8 +84,11 @@ class TensorBoard:
         values = {"lr": lr, **metrics}
         if "rmse" in metrics:
             values["loss"] = metrics["rmse"] ** 2
-        if self._norm is not None:
-            values["grad/total_norm"] = self._norm()
+        if self._norms is not None:
+            values["grad/total_norm"], own = self._norms()
+            top = heapq.nlargest(10, own.items(), key=lambda item: item[1])
+            values |= {f"grad_top10/{path}": value for path, value in top}
+            self._histogram(step, f"{name}/grad/param_norms", list(own.values()))
         self._scalars(step, {f"{name}/{key}": value for key, value in values.items()})
 
     def on_row(
@@ -104,6 +114,17 @@ class TensorBoard:
         found = [kind.Value(tag=tag, simple_value=value) for tag, value in shown.items()]
         if found:
             self._add(step=step, summary=kind(value=found))
+
+    def _histogram(self, step: int, tag: str, values: Sequence[float]) -> None:
+        if not values:
+            return
+        counts, edges = np.histogram(values, bins=30)
+        found = self._summaries.HistogramProto(
+            min=min(values), max=max(values), num=len(values), sum=math.fsum(values),
+            sum_squares=math.fsum(x * x for x in values), bucket_limit=edges[1:].tolist(), bucket=counts.tolist(),
+        )  # fmt: skip
+        kind = self._summaries.Summary
+        self._add(step=step, summary=kind(value=[kind.Value(tag=tag, histo=found)]))
 
     def _add(self, **content: Any) -> None:
         self._writer.add_event(self._events.Event(wall_time=time.time(), **content))

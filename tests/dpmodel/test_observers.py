@@ -118,7 +118,11 @@ def test_tensorboard(tmp_path: Path) -> None:
 
     def go(restored: int | None, *steps: int) -> None:
         (board,) = make_observers(
-            training, None, restored_step=restored, validations=[validation], norm=lambda: 4.0 if restored else math.nan
+            training,
+            None,
+            restored_step=restored,
+            validations=[validation],
+            norms=lambda: (5.0, {f"w{k}": k / 2 for k in range(12)}) if restored else (math.nan, {}),
         )
         for step in steps:
             board.on_step(
@@ -138,7 +142,13 @@ def test_tensorboard(tmp_path: Path) -> None:
     assert found["Default/rmse"] == {2: 1.0, 4: 2.0}
     assert found["Default/loss"] == {2: 1.0, 4: 4.0}
     assert found["Default/lr"] == {2: 0.5, 4: 0.5}
-    assert found["Default/grad/total_norm"] == {4: 4.0}
+    assert found["Default/grad/total_norm"] == {4: 5.0}
+    top = {tag: values for tag, values in found.items() if tag.startswith("Default/grad_top10/")}
+    assert top == {f"Default/grad_top10/w{k}": {4: k / 2} for k in range(2, 12)}
+    (norms,) = events.Histograms("Default/grad/param_norms")
+    values = [k / 2 for k in range(12)]
+    assert (norms.step, norms.histogram_value.num, norms.histogram_value.sum) == (4, 12, sum(values))
+    assert sum(norms.histogram_value.bucket) == 12 and norms.histogram_value.max == values[-1]
     assert found["ice/rmse"] == {6: 3.0}
     assert found["Default/rmse_val"][3] == 0.75
     assert found["full_validation/E_MAE(meV/atom)"].keys() == {1, 3, 4, 5, 6}

@@ -212,6 +212,12 @@ class Sharded(Store):
         top, bad, total = torch.stack([*found, square]).tolist()
         return Report(float("inf") if bad else top, total**0.5)
 
+    def _lengths(self, own: torch.Tensor) -> torch.Tensor:
+        square = own.square()
+        with lost("the norms of gradients"):
+            dist.all_reduce(square)
+        return square.sqrt()
+
     def bad(self, gradients: Mapping[str, torch.Tensor]) -> list[str]:
         flags = self.world.any([not bool(torch.isfinite(g).all()) for g in gradients.values()])
         return [name for name, flag in zip(gradients, flags, strict=True) if flag]

@@ -6,6 +6,7 @@ Every function takes the world first; `worker.py` calls those by name.
 from __future__ import annotations
 
 import functools
+import math
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
@@ -122,7 +123,7 @@ def cell(
         model = model.with_state(start["parameters"])
     stepper = stepper_of(
         world, multi=multi, optimizer=optimizer, zero_stage=stage, ema_decay=0.7 if ema else None,
-        gradient_max_norm=0.5, model=model, **options,
+        gradient_max_norm=0.5, model=model, norms=True, **options,
     )  # fmt: skip
     if start is not None:
         stepper.load_optimizer_state(start["optimizer"])
@@ -132,7 +133,8 @@ def cell(
     for k in range(first, last):
         task = TASKS[k] if multi else ""
         stepper.step([batch_of(multi, k, frames) for frames in share(world, accumulate)], LR, task)()
-        found["norms"].append(stepper.gradient_norm)
+        own = list(stepper.gradient_norms.values())
+        found["norms"] += [stepper.gradient_norm, math.hypot(*own), *own]
         if k == first:
             found["gradients"] = gradients_of(stepper)
         check = batch_of(multi, 99, range(4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def assert_near(own: Any, expected: Any) -> None:
             assert found.dtype == value.dtype and found.shape == value.shape
             np.testing.assert_allclose(found, value, rtol=0, atol=1e-6 * max(1.0, float(np.abs(value).max())), err_msg=f"{slot} {name}")  # fmt: skip
     for kind in ("norms", "measured"):
-        np.testing.assert_allclose(own[kind], expected[kind], rtol=1e-7)
+        np.testing.assert_allclose(own[kind], expected[kind], rtol=1e-7, atol=1e-12)
+    assert own["norms"][0] > 0 and math.isclose(own["norms"][0], own["norms"][1], rel_tol=1e-12)
 
 
 @pytest.mark.parametrize(
