@@ -130,6 +130,7 @@ def deviations_of_systems(
     relative: float | None = None,
     relative_v: float | None = None,
     real_error: bool = False,
+    label_names: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[str, np.ndarray, Deviation]]:
     """(system, indices of frames, deviations of these), chunk by chunk; atoms keep the order of the files.
 
@@ -139,13 +140,15 @@ def deviations_of_systems(
         relative: as for `model_deviation`.
         relative_v: as there.
         real_error: compare with the labels energy, force and, where a system has it, virial.
+        label_names: what XYZ files call labels, by their names.
 
     Raises what `model_deviation` raises, DataError for bad systems and for missing labels.
     """
     _check(potentials, relative, relative_v, alone=real_error)
     dataset = Dataset.from_config(
-        systems, batch_size=1, type_map=potentials[0].type_map, labels=_requests(potentials), sort_atoms=False
-    )
+        systems, batch_size=1, type_map=potentials[0].type_map, labels=_requests(potentials), sort_atoms=False,
+        label_names=label_names,
+    )  # fmt: skip
     if real_error:
         for system in dataset.systems:
             _check_labels(system)

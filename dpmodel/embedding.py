@@ -12,7 +12,7 @@ Atoms keep the order of the files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ def write_embedding(
     *,
     dtype: str | None = "float32",
     source: str = "",
+    label_names: Mapping[str, str] | None = None,
 ) -> int:
     """Write the file, whole or not at all; returns the number of systems.
 
@@ -51,6 +52,7 @@ def write_embedding(
         path: the file.
         dtype: "float32" or "float64"; None: as the nets compute.
         source: where the model is from, stored.
+        label_names: what XYZ files call labels, by their names.
 
     Raises InputError for other models, DataError for bad systems, OSError where the disk refuses.
     """
@@ -58,7 +60,7 @@ def write_embedding(
     wanted = {request.name: request for request in (*requests_of(potential), *spins)}
     inputs = [request for name, request in wanted.items() if name in INPUTS]
     dataset = Dataset.from_config(
-        systems, batch_size=1, type_map=potential.type_map, labels=inputs, sort_atoms=False
+        systems, batch_size=1, type_map=potential.type_map, labels=inputs, sort_atoms=False, label_names=label_names
     )  # fmt: skip
 
     def fill(file: h5py.File) -> None:

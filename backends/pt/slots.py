@@ -14,7 +14,6 @@ import torch
 from dpmodel.errors import InputError
 from dpmodel.training.stepper import OptimizerState
 
-from .optimizers import SLOTS
 from .store import Store
 
 __all__ = ["load_slots", "read_slots"]
@@ -49,13 +48,11 @@ def load_slots(
     """The inverse. Raises InputError where names or shapes do not fit, before anything is changed."""
     missing = [name for name in names if name not in state]
     own = {name: state[name] for name in names if name in state}  # other backends may have more
-    foreign = sorted(state.keys() & {name for each in SLOTS.values() for name in each} - set(names))
     unknown = sorted({path for slot in own.values() for path in slot} - trained.keys())
-    if missing or unknown or foreign:
+    if missing or unknown:
         raise InputError(
-            f"the optimizer state does not fit this run: missing {missing or 'nothing'}, of another optimizer "
-            f"{foreign or 'nothing'}, for parameters that are not trained here {unknown[:4] or 'nothing'}. Go on with the "
-            "same input, or begin anew with --init-model"
+            f"the optimizer state does not fit this run: missing {missing or 'nothing'}, for parameters that are not "
+            f"trained here {unknown[:4] or 'nothing'}. Go on with the same input, or begin anew with --init-model"
         )
     for name, slot in own.items():
         for path, value in slot.items():

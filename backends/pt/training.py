@@ -302,6 +302,7 @@ class TorchStepper:
     def _check_and_clip(self, losses: Sequence[torch.Tensor]) -> None:
         """Scale gradients down to the largest allowed norm; refuse, on all ranks, to go on with NaN or infinite ones."""
         gradients = {name: local(p.grad) for name, p in self._trained.items() if p.grad is not None and p.numel()}
+        self.gradient_norms = {}
         if not gradients:
             return
         top, length = self.store.report(list(gradients.values()))

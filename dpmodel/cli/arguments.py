@@ -267,6 +267,7 @@ def _add_model_devi(commands: Any) -> None:
         "-m", "--models", nargs="+", required=True, metavar="MODEL", help="model files or checkpoints, at least two"
     )
     parser.add_argument("-s", "--system", nargs="+", default=["."], metavar="FOLDER", help="data systems; default: .")
+    _add_label_names(parser)
     parser.add_argument(
         "-o", "--output", default="model_devi.out", metavar="FILE", help="the table; default: model_devi.out"
     )
@@ -306,6 +307,7 @@ def _add_embed(commands: Any) -> None:
     data = parser.add_mutually_exclusive_group()
     data.add_argument("-s", "--system", nargs="+", metavar="FOLDER", help="data systems; default: .")
     data.add_argument("-f", "--datafile", metavar="FILE", help="a text file with one system per line")
+    _add_label_names(parser)
     parser.add_argument(
         "-o", "--output", default="embedding.hdf5", metavar="FILE", help="where they go; default: embedding.hdf5"
     )

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
     suffix = ".dp" if source.suffix.lower() in READERS else source.suffix
     target = source.with_name(f"{source.stem}_updated{suffix}") if args.output is None else Path(args.output)
     if target.suffix.lower() not in WRITABLE:
-        raise InputError(f"--output: expected a name ending in {', '.join(WRITABLE)}, got {target}")
+        raise InputError(f"--output: give a name that ends in {', '.join(WRITABLE)}; {target} does not")
     if target.resolve() == source.resolve():
         raise InputError(f"--output: {target} is the model itself; choose another name")
     potential = load(args.model, args.backend, head=args.head, device=args.device)

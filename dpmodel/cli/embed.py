@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 
-from dpmodel.cli.systems import systems_of
+from dpmodel.cli.systems import label_names_of, systems_of
 from dpmodel.embedding import write_embedding
 from dpmodel.potential import load
 
@@ -21,5 +21,8 @@ def run(args: argparse.Namespace) -> None:
     systems = systems_of(args.system, args.datafile)
     potential = load(args.model, args.backend, head=args.head, device=args.device)
     log.info("%s: %r", args.model, potential)
-    count = write_embedding(potential, systems, args.output, dtype=_DTYPES[args.dtype], source=args.model)
+    count = write_embedding(
+        potential, systems, args.output, dtype=_DTYPES[args.dtype], source=args.model,
+        label_names=label_names_of(args.label_names),
+    )  # fmt: skip
     log.info("%s: %d systems", args.output, count)

@@ -6,7 +6,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from dpmodel.cli.systems import systems_of
+from dpmodel.cli.systems import label_names_of, systems_of
 from dpmodel.deviation import deviations_of_systems, write_deviations
 from dpmodel.errors import InputError
 from dpmodel.files.atomic import atomic_write
@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> None:
         relative=args.relative,
         relative_v=args.relative_v,
         real_error=args.real_error,
+        label_names=label_names_of(args.label_names),
     )
     counts: list[int] = []
 

@@ -232,6 +232,11 @@ def _batches(frames: int, size: int) -> int:
     return -(-frames // size)
 
 
+def world_of(state: Any) -> int:
+    """The number of processes that a sampler's state was saved with. Raises ModelFileError for none."""
+    return _checked(state)[2]
+
+
 def _checked(state: Any) -> tuple[tuple[int, ...], int, int]:
     """(seed, drawn, world) of a state. Raises ModelFileError."""
     try:

@@ -68,7 +68,7 @@ def open_xyz(
         arrays.append(_arrays(atoms, numbers, names or {}))
         grouping.add(number, arrays[-1], atoms.pbc)
 
-    absent = [own for own in (names or {}).values() if not any(own in frame for frame in arrays)]
+    absent = [own for name, own in (names or {}).items() if not any(name in frame for frame in arrays)]
     if absent:
         logger.warning("%s: no frame has %s, which label_names asks for", path, ", ".join(absent))
 

@@ -63,6 +63,11 @@ class _AttentionConfig(MixedConfig):
         raise NotImplementedError(f"{type(self).__name__} does not define smooth()")
 
     @property
+    def epsilon(self) -> float:
+        """What `ln_eps` means."""
+        return 1e-5 if self.ln_eps is None else self.ln_eps
+
+    @property
     def scale(self) -> float:
         """What queries are multiplied by."""
         if self.temperature is not None:
@@ -83,7 +88,7 @@ class _AttentionConfig(MixedConfig):
         attention = tuple(
             make_neighbour_attention(
                 self.neuron[-1], self.attn, seed=child_seed(seed, 3 + k), dtype=dtype, scale=self.scale,
-                normalise=self.normalize, smooth=self.smooth(), dotr=self.attn_dotr, eps=1e-5 if self.ln_eps is None else self.ln_eps,
+                normalise=self.normalize, smooth=self.smooth(), dotr=self.attn_dotr, eps=self.epsilon,
                 trainable=self.trainable, trainable_norm=self.trainable and self.trainable_ln,
             )
             for k in range(self.attn_layer)

@@ -73,7 +73,7 @@ class FittingConfig(Config):
         """A fitting with fresh random weights. dim_emb: number of the descriptor's vectors."""
         raise NotImplementedError(f"{type(self).__name__} does not define build()")
 
-    def without_bias(self) -> str:
+    def why_no_bias(self) -> str:
         """Why no bias of a type is added, so that none can be given; empty where one is."""
         return ""
 

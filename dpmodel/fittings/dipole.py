@@ -32,7 +32,7 @@ class DipoleFittingConfig(FittingConfig, key="dipole"):
     def output(self) -> Output:
         return DIPOLE
 
-    def without_bias(self) -> str:
+    def why_no_bias(self) -> str:
         return "a shift of vectors would not turn with the system"
 
     def build(

@@ -55,7 +55,7 @@ class PolarFittingConfig(FittingConfig, key="polar"):
     def output(self) -> Output:
         return POLAR
 
-    def without_bias(self) -> str:
+    def why_no_bias(self) -> str:
         return "" if self.shift_diag else "shift_diag is false"
 
     def build(

@@ -27,9 +27,9 @@ _TAKEN = frozenset(
 
 def _free_name(name: str) -> str | None:
     """Check: a name of files and columns that nothing else has."""
-    if re.fullmatch(r"[^\W\d][\w.-]*", name) and name not in _TAKEN and not name.startswith("atom_"):
+    if name and name not in _TAKEN and not re.search(r"[\\/\s]", name):
         return None
-    return f"a name of letters, digits, _, . and - that does not begin with atom_ and is none of {', '.join(sorted(_TAKEN))}"
+    return f"a name without spaces and slashes that is none of {', '.join(sorted(_TAKEN))}"
 
 
 class PropertyFittingConfig(FittingConfig, key="property"):
@@ -47,7 +47,7 @@ class PropertyFittingConfig(FittingConfig, key="property"):
             intensive=self.intensive, by_type=self.distinguish_types,
         )  # fmt: skip
 
-    def without_bias(self) -> str:
+    def why_no_bias(self) -> str:
         return "" if self.distinguish_types else "distinguish_types is false, and the one bias is that of the labels"
 
     def build(

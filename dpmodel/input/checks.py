@@ -16,7 +16,7 @@ from dpmodel.input.values import show
 from dpmodel.losses import EnerLossConfig
 from dpmodel.losses.base import LossConfig
 from dpmodel.models.build import check_preset
-from dpmodel.models.config import ModelSection
+from dpmodel.models.config import LinearConfig, ModelSection
 from dpmodel.models.multi_task import Shared, levels_of, section_at, what_levels
 from dpmodel.nn.activation import activation
 from dpmodel.nn.type_embedding import electron_configurations
@@ -102,7 +102,23 @@ def notes(inp: Input, given: dict[str, Any]) -> list[str]:
         if isinstance(task.loss, EnerLossConfig):
             out += _loss_notes(task.loss, f"loss_dict.{name}" if inp.multi else "loss")
         path = f"model.model_dict.{name}" if inp.multi else "model"
-        out += [note for part in task.model.standard_parts().values() for note in _charge_spin_notes(part, path)]
+        for place, part in task.model.standard_parts().items():
+            out += _charge_spin_notes(part, path)
+            out += _part_notes(task.model, part, f"{path}.{place}" if place else path)
+    return out
+
+
+def _part_notes(model: ModelSection, part: ModelConfig, path: str) -> list[str]:
+    """Options of a part that the whole model has, and biases that are added nowhere."""
+    out = []
+    if part is not model and isinstance(model, LinearConfig):
+        for name in ("data_stat_nbatch", "data_stat_protect", "finetune_head", "model_branch_alias"):
+            given = getattr(part, name)
+            if given and given != part.options()[name].default and given != getattr(model, name):
+                out.append(f"{path}.{name}: has no effect in a part; that of the whole model counts")
+    why = part.fitting.why_no_bias()
+    if why and any(value is not None for row in (model.preset_out_bias or {}).values() for value in row):
+        out.append(f"{path}.preset_out_bias: has no effect, as {why}")
     return out
 
 
@@ -333,9 +349,6 @@ def check_model(model: ModelSection, path: str = "model") -> None:
         _check_standard(part, f"{path}.{place}" if place else path)
     for output, values in (model.preset_out_bias or {}).items():
         here = f"{path}.preset_out_bias.{output}"
-        for part in model.standard_parts().values():
-            if why := part.fitting.without_bias():
-                raise InputError(f"{here}: this model has no biases of types: {why}; remove it")
         if not isinstance(values, tuple) or len(values) != ntypes:
             raise InputError(
                 f"{here}: expected a list of {ntypes} values, one per type of type_map, got {show(values)}"

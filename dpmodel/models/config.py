@@ -328,9 +328,6 @@ class LinearConfig(ModelSection, key="linear_ener"):
             for name in ("spin", "use_srtab", "preset_out_bias", "pair_exclude_types"):
                 if getattr(part, name):
                     raise InputError(f"{place}.{name}: belongs to the whole model, not to a part; move or remove it")
-            for name in ("data_stat_nbatch", "data_stat_protect", "finetune_head", "model_branch_alias"):
-                if getattr(part, name) not in (part.options()[name].default, getattr(self, name)):
-                    raise InputError(f"{place}.{name}: the one of the whole model counts; move or remove it")
             if getattr(part.fitting, "atom_ener", ()):
                 raise InputError(
                     f"{place}.fitting_net.atom_ener: a part has no energies of atoms; give preset_out_bias of the whole model"

@@ -7,8 +7,8 @@ With B_k batches in an epoch of task k (see `Dataset.total_batches`)::
     num_epoch_dict    s_k = e_k B_k;  S = ceil(sum s_k);  probability of task k: s_k / sum s
 
 Where a step takes several batches (`acc_freq`), B_k is that many times smaller. A run of passes that goes on with
-other B_k, because it has another number of processes, takes as many steps more as the passes that were left
-(`Stopped`).
+other B_k or another `acc_freq`, because it has another number of processes, say, takes as many steps more as the passes
+that were left (`Stopped`).
 
 All of it is exact arithmetic on integers and on the decimals of the input, so that processes with the same B_k agree
 to the last bit, whatever their hardware; the B_k come from rank 0. A task is drawn with integers too: `TaskDraw`.
@@ -68,7 +68,10 @@ class Stopped:
             )
             for each, size in ((self.batches, self.accumulate), (batches, accumulate))
         )
-        return self.step + (self.num_steps - self.step) * now / before + (wanted - now)
+        # The length of a run that was stopped for the first time is exact, not the next integer.
+        end = before if self.num_steps == math.ceil(before) else Fraction(self.num_steps)
+        found = self.step + (end - self.step) * now / before + (wanted - now)
+        return found if wanted < now else max(found, Fraction(self.step))
 
 
 def check_length(

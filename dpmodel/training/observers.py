@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from dpmodel.training.metrics_stream import MetricsStream, check_metrics_file, validated_name
 from dpmodel.training.profiling import Profiling, check_profiling
-from dpmodel.training.tensorboard import Norms, TensorBoard, check_tensorboard
+from dpmodel.training.tensorboard import ReadNorms, TensorBoard, check_tensorboard
 from dpmodel.training.validation import FullValidation
 
 __all__ = ["ValidationObserver", "check_observers", "make_observers"]
@@ -37,7 +37,7 @@ def make_observers(
     *,
     restored_step: int | None = None,
     validations: Sequence[FullValidation] = (),
-    norms: Norms | None = None,
+    norms: ReadNorms | None = None,
 ) -> list[Any]:
     """Those of the chief; the validations will tell theirs to them. Close them when the run ends.
 

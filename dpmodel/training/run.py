@@ -212,6 +212,7 @@ class _Run:
                 task.open_data()
         self.length = length_of(self.inp, self.tasks, self.world, self.checkpoint)
         self.num_steps = self.length.num_steps
+        self._check_validation()
         self.draw = TaskDraw(self.length.shares, self.task_seed)
         self.schedule = build_schedule(self.inp.learning_rate, self.num_steps, workers=self.world.size)  # type: ignore[arg-type]  # a schedule's section
         self.world.same(
@@ -219,6 +220,21 @@ class _Run:
             **{f"the_data{f'_of_{name}' if name else ''}": extent_of(task) for name, task in self.tasks.items()},
             **{f"probability_of_{name or 'the_task'}": edge for name, edge in zip(self.tasks, self.draw.edges, strict=True)},
         )  # fmt: skip
+
+    def _check_validation(self) -> None:
+        """Say where full validation is asked for and no step is one of it. Raises InputError where a stop depends on it."""
+        given = self.inp.validating
+        off = not (given.full_validation or given.ema_full_validation) or given.full_val_start == 1
+        if off or validates(given.full_val_start, given.validation_freq, self.num_steps):
+            return
+        what = (
+            f"none of the {self.num_steps} steps is one of full validation (validation_freq {given.validation_freq}, "
+            f"full_val_start {given.full_val_start:g})"
+        )
+        if given.early_stop_patience is not None and self.num_steps:
+            raise InputError(f"validating.early_stop_patience: {what}, and nothing would be counted; lower them")
+        if self.world.chief:
+            logger.warning("validating: %s; no best checkpoints are kept", what)
 
     def make_model(self, skip_neighbor_stat: bool) -> None:
         """Build the model and give it weights: restored, taken over, or fresh with the statistics of the data."""
@@ -335,17 +351,7 @@ class _Run:
         options, checkpoint = self.inp.validating, self.checkpoint
         switches = {False: options.full_validation, True: options.ema_full_validation}
         wanted = [averaged for averaged, on in switches.items() if on]
-        if not wanted or options.full_val_start == 1:
-            return []
-        if not validates(options.full_val_start, options.validation_freq, self.num_steps):
-            what = (
-                f"none of the {self.num_steps} steps is one of full validation (validation_freq "
-                f"{options.validation_freq}, full_val_start {options.full_val_start:g})"
-            )
-            if options.early_stop_patience is not None and self.num_steps:
-                raise InputError(f"validating.early_stop_patience: {what}, and nothing would be counted; lower them")
-            if self.world.chief:
-                logger.warning("validating: %s; no best checkpoints are kept", what)
+        if not wanted or not validates(options.full_val_start, options.validation_freq, self.num_steps):
             return []
         models = by_task(self.model)
         tasks = {

@@ -112,7 +112,7 @@ def find_model(path: str | Path, type_map: Sequence[str]) -> ModelFile | TasksFi
 
 
 def check_same_run(checkpoint: Checkpoint, normalised: Mapping[str, Any], num_steps: int) -> None:
-    """Raise InputError where the checkpoint belongs to another model section, or has more steps than the run.
+    """Raise InputError where the checkpoint belongs to another model section or optimizer, or has more steps than the run.
 
     Other learning rates, losses, optimizers, ways to draw batches, and another length, are said in the log: the run
     goes on with them, but is not the one that was stopped. Of seeds, that of the checkpoint goes on.
@@ -128,6 +128,12 @@ def check_same_run(checkpoint: Checkpoint, normalised: Mapping[str, Any], num_st
         raise InputError(
             f"--restart: the checkpoint has {checkpoint.step} steps, but the input asks for {num_steps}; raise "
             f"training.{(keys or ['numb_steps'])[0]}, or begin a new run from its weights with --init-model"
+        )
+    was, now_is = (each.get("optimizer", {}).get("type", "Adam") for each in (checkpoint.input, normalised))
+    if was != now_is and {was, now_is} != {"Adam", "AdamW"} and any(checkpoint.optimizer.values()):
+        raise InputError(
+            f"--restart: optimizer.type is {now_is!r}, and the checkpoint has the state of {was}; go on with that, or begin a "
+            "new run from its weights with --init-model"
         )
     former = checkpoint.schedule.get("num_steps", num_steps)
     other = [] if former == num_steps else [f"the run has {num_steps} steps (was {former})"]

@@ -11,6 +11,7 @@ from typing import Any
 from dpmodel.data import Dataset, LabelRequest
 from dpmodel.data import labels as standard_labels
 from dpmodel.data.labels import as_request
+from dpmodel.data.sampler import world_of
 from dpmodel.errors import InputError
 from dpmodel.geometry.build import GraphBuilder
 from dpmodel.input import Input
@@ -166,7 +167,7 @@ def _stopped(checkpoint: Checkpoint, tasks: Mapping[str, Task], world: World) ->
     epochs = {name: training.get(name) or None for name in ("numb_epoch", "num_epoch_dict")}
     if not any(epochs.values()) or order.keys() != tasks.keys() or "num_steps" not in checkpoint.schedule:
         return None
-    size = int(next(iter(order.values()))["training"]["world"])
+    size = world_of(next(iter(order.values())).get("training"))
     return Stopped(
         step=checkpoint.step,
         num_steps=checkpoint.schedule["num_steps"],

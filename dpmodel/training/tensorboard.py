@@ -24,9 +24,9 @@ from dpmodel.errors import InputError
 from dpmodel.training.lcurve import Metrics
 from dpmodel.training.loop import Read
 
-__all__ = ["Norms", "TensorBoard", "check_tensorboard"]
+__all__ = ["ReadNorms", "TensorBoard", "check_tensorboard"]
 
-Norms: TypeAlias = Callable[[], tuple[float, Mapping[str, float]]]
+ReadNorms: TypeAlias = Callable[[], tuple[float, Mapping[str, float]]]
 """Gives those of the last step's gradient: of all of it, or NaN, and by parameter."""
 
 SINGLE = "Default"
@@ -62,7 +62,7 @@ class TensorBoard:
         *,
         freq: int = 1,
         restored_step: int | None = None,
-        norms: Norms | None = None,
+        norms: ReadNorms | None = None,
     ) -> None:
         """freq: steps between those that are written. restored_step: TensorBoard forgets what an earlier run wrote beyond.
 
@@ -116,12 +116,17 @@ class TensorBoard:
             self._add(step=step, summary=kind(value=found))
 
     def _histogram(self, step: int, tag: str, values: Sequence[float]) -> None:
+        values = [value for value in values if math.isfinite(value)]
         if not values:
             return
-        counts, edges = np.histogram(values, bins=30)
+        edges = np.linspace(min(values), max(values), 31)
+        if not np.all(edges[1:] > edges[:-1]):  # all but equal: one bucket
+            edges = np.array([min(values), max(values)])
+        places = np.minimum(np.searchsorted(edges[1:], values), len(edges) - 2)
         found = self._summaries.HistogramProto(
             min=min(values), max=max(values), num=len(values), sum=math.fsum(values),
-            sum_squares=math.fsum(x * x for x in values), bucket_limit=edges[1:].tolist(), bucket=counts.tolist(),
+            sum_squares=math.fsum(x * x for x in values), bucket_limit=edges[1:].tolist(),
+            bucket=np.bincount(places, minlength=len(edges) - 1).tolist(),
         )  # fmt: skip
         kind = self._summaries.Summary
         self._add(step=step, summary=kind(value=[kind.Value(tag=tag, histo=found)]))

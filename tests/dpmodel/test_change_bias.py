@@ -99,7 +99,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["-o", str(source), "--bias-value", "1", "2"], "--output"),
         (
             ["-o", "other.pt", "--bias-value", "1", "2"],
-            "--output: expected a name ending in .dp, .yaml, .yml, .json, got other.pt",
+            "--output: give a name that ends in .dp, .yaml, .yml, .json; other.pt does not",
         ),
         (["-n", "-1"], "nbatch: expected a number of batches per system"),
     ):

@@ -110,3 +110,30 @@ def test_bad_input(systems: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*given, str(GOLDEN / "se_e2_a.dp"), "-s", str(systems), "--head", "water"]) == 1
     assert "holds a single model" in capsys.readouterr().err
     assert not target.exists()
+
+
+def test_inputs_of_xyz_under_other_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frame parameters and labels of the same numbers, by the names that the file has: the same features and deviations."""
+    monkeypatch.chdir(tmp_path)
+    model = str(GOLDEN / "dpa3_default_fparam.dp")
+    symbols = dpmodel.load(model, "numpy").type_map
+    own = ["fparam=REF_fparam", "energy=REF_energy", "force=REF_forces"]
+    for name, prefix in (("a.xyz", ""), ("b.xyz", "REF_")):
+        head = 'Lattice="9 0 0 0 9 0 0 0 9" Properties=species:S:1:pos:R:3:'
+        numbers = " ".join(["0.3"] * dpmodel.load(model, "numpy").dim_fparam)
+        lines = [str(NA), f'{head}{prefix}forces:R:3 {prefix}energy=2.5 {prefix}fparam="{numbers}"']
+        lines += [f"{symbols[k % 2]} {' '.join(map(str, x))} 0.1 0.2 {k}" for k, x in enumerate(COORD[0])]
+        Path(name).write_text("\n".join(lines) + "\n")
+        options = ["--label-names", *own] if prefix else []
+        assert main(["embed", "-m", model, "-s", name, "-o", f"{name}.hdf5", *options]) == 0
+        command = ["model-devi", "-m", model, "--real-error", "-s", name, "-o", f"{name}.out"]
+        assert main([*command, "-b", "pt", *options]) == 0
+    for key in ("descriptor", "fitting_feature"):
+        with h5py.File("a.xyz.hdf5") as a, h5py.File("b.xyz.hdf5") as b:
+            np.testing.assert_array_equal(a[f"systems/0/{key}"][()], b[f"systems/0/{key}"][()])
+    one, two = (np.loadtxt(f"{name}.out") for name in ("a.xyz", "b.xyz"))
+    np.testing.assert_array_equal(one, two)
+    assert one.size > 3
+    assert main(["embed", "-m", model, "-s", "b.xyz", "-o", "c.hdf5"]) == 0  # with the model's own numbers
+    with h5py.File("c.hdf5") as a, h5py.File("b.xyz.hdf5") as b:
+        assert not np.array_equal(a["systems/0/fitting_feature"][()], b["systems/0/fitting_feature"][()])

@@ -134,12 +134,12 @@ def test_itself_in_itself() -> None:
         load_input(data)
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "2nd", "energy", "mask", "virial", "stress", "coord", "atom_gap"])
+@pytest.mark.parametrize("name", ["", "a/b", "a b", "energy", "mask", "virial", "stress", "coord"])
 def test_names_of_properties(name: str) -> None:
     """They are keys of outputs and names of files, which others have."""
     found = message("model.fitting_net", {"type": "property", "property_name": name})
     assert found.startswith(
-        "model.fitting_net.property_name: expected a name of letters, digits, _, . and - that does not"
+        "model.fitting_net.property_name: expected a name without spaces and slashes that is none of"
     )
 
 
@@ -148,16 +148,29 @@ def test_names_of_properties(name: str) -> None:
     [
         ({"type": "dipole"}, "dipole", "a shift of vectors would not turn with the system"),
         ({"type": "polar", "shift_diag": False}, "polarizability", "shift_diag is false"),
-        ({"type": "property", "property_name": "gap", "distinguish_types": False}, "gap", "distinguish_types is false"),
+        ({"type": "property", "property_name": "2nd", "distinguish_types": False}, "2nd", "distinguish_types is false"),
     ],
 )
 def test_biases_that_are_nowhere(net: dict[str, Any], output: str, why: str) -> None:
     data = changed("model.fitting_net", net)
-    data["loss"] = {"type": "property"} if output == "gap" else {"type": "tensor", "pref": 1.0, "pref_atomic": 0.0}
-    load_input(data)
-    data["model"]["preset_out_bias"] = {output: [1.0, None]}
-    with pytest.raises(InputError, match=f"^model.preset_out_bias.{output}: this model has no biases of types: {why}"):
-        load_input(data)
+    data["loss"] = {"type": "property"} if output == "2nd" else {"type": "tensor", "pref": 1.0, "pref_atomic": 0.0}
+    for given, said in (([None, None], False), ([1.0 if output == "2nd" else None, None], output == "2nd")):
+        data["model"]["preset_out_bias"] = {output: given}
+        found = [note for note in load_input(data).notes if note.startswith("model.preset_out_bias: has no effect, as")]
+        assert bool(found) is said
+    size = {"dipole": 3, "polarizability": 9, "2nd": 1}[output]
+    data["model"]["preset_out_bias"] = {output: [[1.0] * size, None]}
+    assert f"model.preset_out_bias: has no effect, as {why}" in " ".join(load_input(data).notes)
+
+
+def test_options_of_a_part_that_the_whole_has() -> None:
+    data = changed("model.type", "linear_ener")
+    part = {name: data["model"].pop(name) for name in ("descriptor", "fitting_net")}
+    options = {"data_stat_protect": 0.1, "data_stat_nbatch": 10, "finetune_head": ""}
+    data["model"]["models"] = [{**part, **options}]
+    data["model"]["data_stat_nbatch"] = 5
+    found = [note for note in load_input(data).notes if note.startswith("model.models.0.")]
+    assert found == ["model.models.0.data_stat_protect: has no effect in a part; that of the whole model counts"]
 
 
 @pytest.mark.parametrize("value", [0, -1.0])

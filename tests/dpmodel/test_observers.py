@@ -156,6 +156,21 @@ def test_tensorboard(tmp_path: Path) -> None:
     assert "Default/rmse_e" not in found
 
 
+@pytest.mark.parametrize("values", [[1.0, 1.0000000000000002], [0.0, 5e-324], [3.0], [0.1, math.inf, 0.1]])
+def test_a_histogram_of_norms_that_are_nearly_equal(tmp_path: Path, values: list[float]) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    names = dict(zip("abc", values, strict=False))
+    (board,) = make_observers(
+        section(tensorboard=True, tensorboard_log_dir=str(tmp_path)), None, norms=lambda: (1.0, names)
+    )
+    board.on_step(1, dict, 0.5, "")
+    board.close()
+    events = accumulator.EventAccumulator(str(tmp_path))
+    events.Reload()
+    (norms,) = events.Histograms("Default/grad/param_norms")
+    assert sum(norms.histogram_value.bucket) == norms.histogram_value.num == sum(map(math.isfinite, values))
+
+
 def test_what_is_missing_is_said_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     check_observers(section(), get_backend("numpy"))
     monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.event_file_writer", None)

@@ -72,24 +72,32 @@ def test_what_does_not_fit(batches: Any, options: dict[str, Any], message: str) 
         run_length(batches, dict.fromkeys(batches, 1), **options)
 
 
-@pytest.mark.parametrize(("step", "before", "now", "options", "steps"), [
-    (12, 30, 30, {}, 60),  # nothing changed
-    (24, 30, 15, {}, 24 + 18),  # twice the processes: 36 steps of two passes are left
-    (24, 15, 30, {}, 24 + 12),  # of the 30 steps, 6 were left
-    (24, 30, 15, {"accumulate": 3}, 24 + 6),  # 36 batches of 30 are 18 of 15, three of them in a step
-    (24, 30, 15, {"numb_epoch": 3}, 24 + 18 + 15),  # and another pass
-    (24, 30, 15, {"numb_epoch": 1.5}, 24 + 18 - 7),
-    (60, 30, 15, {}, 60),
+@pytest.mark.parametrize(("passes", "step", "before", "now", "options", "steps"), [
+    (2, 12, 30, 30, {}, 60),  # nothing changed
+    (2, 24, 30, 15, {}, 24 + 18),  # twice the processes: 36 steps of two passes are left
+    (2, 24, 15, 30, {}, 24 + 12),  # of the 30 steps, 6 were left
+    (2, 24, 30, 15, {"accumulate": 3}, 24 + 6),  # 36 batches of 30 are 18 of 15, three of them in a step
+    (2, 24, 30, 15, {"numb_epoch": 3}, 24 + 18 + 15),  # and another pass
+    (2, 24, 30, 15, {"numb_epoch": 1.5}, 24 + 18 - 7),
+    (2, 60, 30, 15, {}, 60),
+    # With more passes and the same processes as a run that has them from the beginning.
+    (0.5, 2, 7, 7, {"numb_epoch": 1}, 7),
+    (1.5, 2, 7, 7, {"numb_epoch": 2}, 14),
+    (2.5, 9, 101, 101, {"numb_epoch": 3}, 303),
+    (0.5, 4, 7, 14, {}, 4),  # of 3.5 batches, rounded up: nothing is left
+    (0.5, 4, 7, 7, {"numb_epoch": 1}, 7),
 ])  # fmt: skip
 def test_passes_that_are_left_with_other_processes(
-    step: int, before: int, now: int, options: dict[str, Any], steps: int
+    passes: float, step: int, before: int, now: int, options: dict[str, Any], steps: int
 ) -> None:
-    stopped = Stopped(step=step, num_steps=2 * before, batches={"": before}, numb_epoch=2)
-    options = {"numb_epoch": 2, **options}
+    fresh = run_length({"": before}, {"": 3}, numb_epoch=passes).num_steps
+    stopped = Stopped(step=step, num_steps=fresh, batches={"": before}, numb_epoch=passes)
+    options = {"numb_epoch": passes, **options}
     found = run_length({"": now}, {"": 3}, stopped=stopped, **options)
     assert found.num_steps == steps
-    # From there on another time, with the same processes.
-    again = Stopped(step=steps, num_steps=steps, batches={"": now}, **options)
+    # Stopped another time, with the same processes.
+    length = {"batches": {"": now}, **options}
+    again = Stopped(step=max(steps - 3, 0), num_steps=steps, **length)
     assert run_length({"": now}, {"": 3}, stopped=again, **options).num_steps == steps
 
 

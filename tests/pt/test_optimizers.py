@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,8 +14,6 @@ from dpmodel.backend import get_trainer
 from dpmodel.backends.pt.optimizers import LKF, SLOTS, AdaMuon, HybridMuon, make_optimizer
 from dpmodel.backends.pt.optimizers.hybrid_muon import leaf, matrices
 from dpmodel.backends.pt.optimizers.orthogonal import PUBLISHED
-from dpmodel.backends.pt.slots import load_slots
-from dpmodel.errors import InputError
 from dpmodel.input.optimizers import OPTIMIZERS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -355,24 +352,6 @@ def test_restart_is_exact(key: str, dtype: torch.dtype) -> None:
     run(second, again, range(4, 8))
     for (name, p), (_, other) in zip(through, second, strict=True):
         assert torch.equal(p, other), name
-
-
-@pytest.mark.parametrize("other", ["AdamW", "AdaMuon", "HybridMuon"])
-def test_states_of_another_optimizer(other: str) -> None:
-    """Adam and AdamW have the same state; nothing else goes on with that of another."""
-    named = parameters()
-    before, now = configured(other, named), configured("Adam", named)
-    slope(named, 0)
-    before.step()
-    state = saved(other, named, before)
-    store: Any = mock.Mock(owned=list, part=lambda _path, value: torch.tensor(value), device=torch.device("cpu"))
-    if other == "AdamW":
-        load_slots(now, dict(named), store, SLOTS["Adam"], state)
-        assert all(torch.equal(now.state[p]["exp_avg"], before.state[p]["exp_avg"]) for _, p in named)
-        return
-    with pytest.raises(InputError, match=r"of another optimizer \['(magma_score', ')?momentum_buffer'.* --init-model"):
-        load_slots(now, dict(named), store, SLOTS["Adam"], state)
-    assert not now.state
 
 
 def test_every_kind_has_slots() -> None:

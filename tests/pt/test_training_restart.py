@@ -310,3 +310,22 @@ def test_init_model_that_does_not_fit(workshop: Any) -> None:
     with pytest.raises(ModelFileError, match=r"cannot be read: No such file"):
         train(data, restart="nowhere-7.dp")
     assert not Path("out.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("first", "then"), [("HybridMuon", "Adam"), ("AdaMuon", "AdamW"), ("Adam", "AdaMuon"), ("Adam", "LKF")]
+)
+def test_the_state_of_another_optimizer(workshop: Any, first: str, then: str) -> None:
+    """Said before anything is loaded, on every backend; Adam and AdamW have the same state."""
+    data = workshop.input(training__numb_steps=4, optimizer={"type": first})
+    train(data, stop_at=2)
+    before = Path("model.ckpt-2.dp").read_bytes()
+    for backend in ("pt", "jax"):
+        if backend == "jax" and then not in ("Adam", "AdamW"):
+            continue
+        with pytest.raises(
+            InputError, match=f"optimizer.type is '{then}', and the checkpoint has the state of {first}"
+        ):
+            train({**data, "optimizer": {"type": then}}, restart="model.ckpt", backend=backend)
+    assert Path("model.ckpt-2.dp").read_bytes() == before
+    train({**data, "optimizer": {"type": "AdamW" if first == "Adam" else first}}, restart="model.ckpt")

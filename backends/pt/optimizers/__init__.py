@@ -49,12 +49,10 @@ def make_optimizer(
         num_steps: length of the run.
         seed: of what is drawn; the same on all ranks.
     """
-    if config.key == "LKF":
-        return _kalman(config, named, start_lr, num_steps, seed)
-    return _MAKERS[config.key](config, named, start_lr)
+    return _MAKERS[config.key](config, named, start_lr, num_steps, seed)
 
 
-def _adam(config: Any, named: Named, start_lr: float) -> torch.optim.Optimizer:
+def _adam(config: Any, named: Named, start_lr: float, *_: Any) -> torch.optim.Optimizer:
     """Kingma and Ba 2015; Loshchilov and Hutter 2019."""
     kinds: dict[str, type[torch.optim.Adam]] = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
     betas = (config.adam_beta1, config.adam_beta2)
@@ -64,14 +62,14 @@ def _adam(config: Any, named: Named, start_lr: float) -> torch.optim.Optimizer:
     )
 
 
-def _ada_muon(config: Any, named: Named, start_lr: float) -> torch.optim.Optimizer:
+def _ada_muon(config: Any, named: Named, start_lr: float, *_: Any) -> torch.optim.Optimizer:
     return AdaMuon(
         named, lr=start_lr, momentum=config.momentum, betas=(config.adam_beta1, config.adam_beta2),
         weight_decay=config.weight_decay, lr_adjust=config.lr_adjust, lr_adjust_coeff=config.lr_adjust_coeff,
     )  # fmt: skip
 
 
-def _hybrid_muon(config: Any, named: Named, start_lr: float) -> torch.optim.Optimizer:
+def _hybrid_muon(config: Any, named: Named, start_lr: float, *_: Any) -> torch.optim.Optimizer:
     # flash_muon chooses a kernel elsewhere; it has no part here.
     return HybridMuon(
         named, lr=start_lr, momentum=config.momentum, betas=(config.adam_beta1, config.adam_beta2),
@@ -87,9 +85,10 @@ def _kalman(config: Any, named: Named, start_lr: float, num_steps: int, seed: Se
     )  # fmt: skip
 
 
-_MAKERS: dict[str, Callable[[Any, Named, float], torch.optim.Optimizer]] = {
+_MAKERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "Adam": _adam,
     "AdamW": _adam,
     "AdaMuon": _ada_muon,
     "HybridMuon": _hybrid_muon,
+    "LKF": _kalman,
 }

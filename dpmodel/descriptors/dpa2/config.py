@@ -86,6 +86,11 @@ class RepformerConfig(Config):
         None, "Added to the variance in the layer normalisation; null is 1e-5.", check=positive
     )
 
+    @property
+    def epsilon(self) -> float:
+        """What `ln_eps` means."""
+        return 1e-5 if self.ln_eps is None else self.ln_eps
+
 
 class DPA2Config(DescriptorConfig, key="dpa2"):
     """An environment embedding, then message passing on atoms and pairs (DPA-2)."""

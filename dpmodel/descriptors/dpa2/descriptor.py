@@ -201,7 +201,7 @@ def _fresh_layer(config: DPA2Config, phi: Activation, seed: Seed, own: dict[str,
     norm = make_layer_norm(
         b,
         dtype=own["dtype"],
-        eps=1e-5 if flow.ln_eps is None else flow.ln_eps,
+        eps=flow.epsilon,
         trainable=own["trainable"] and flow.trainable_ln,
     )
     conv = (b, a) if flow.g1_out_conv else (a, b)

@@ -173,6 +173,9 @@ def test_labels_under_other_names(tmp_path, caplog):
     np.testing.assert_allclose(batch.labels["virial"][0], -abs(np.linalg.det(CELL)) * np.eye(3).ravel(), rtol=1e-12)
     (plain,) = opened(tmp_path, text)
     assert plain.batch(np.array([0])).labels["energy"].item() == 5
+    caplog.clear()
+    (plural,) = opened(tmp_path, text, label_names={"force": "forces"})
+    assert plural.found["force"] == 1.0 and not caplog.text
     # A label that the file does not have under that name is not there.
     (found,) = opened(tmp_path, text, label_names={"energy": "DFT_energy"})
     assert found.found["energy"] == 0.0

@@ -246,10 +246,10 @@ void PairDPModel::init_style() {
     error->all(FLERR, "Pair style dpmodel: comm_modify group leaves out neighbours: remove it");
   energy_unit_ = force->boltz / BOLTZMANN;
   angstrom_ = force->angstrom;
-  // LAMMPS leaves a pair out where both of its factors are 0.
+  // LAMMPS leaves a pair out where both of its factors are 0, and no long-range solver needs it.
   bool removed = false;
   for (int k = 1; k <= 3; ++k) removed = removed || (force->special_lj[k] == 0.0 && force->special_coul[k] == 0.0);
-  if (atom->molecular != 0 && removed && comm->me == 0)
+  if (atom->molecular != 0 && removed && force->kspace == nullptr && comm->me == 0)
     error->warning(FLERR, "Pair style dpmodel: special_bonds with factors of 0 remove bonded atoms from the neighbour list; "
                           "use special_bonds lj/coul 1.0e-50 1.0e-50 1.0e-50");
   if (!model_->about.spin_scales.empty()) find_spin_reach();

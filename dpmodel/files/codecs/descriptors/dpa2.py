@@ -218,7 +218,7 @@ def _write_layer(layer: RepformerLayer, op: DPA2) -> dict[str, Any]:
         "activation_function": layer.activation.name,
         "smooth": cfg.smooth,
         "precision": cfg.precision,
-        "ln_eps": 1e-5 if flow.ln_eps is None else flow.ln_eps,
+        "ln_eps": flow.epsilon,
     }
     tree |= {key: write_layer(net) for field, key in NETS.items() if (net := getattr(layer, field)) is not None}
     if pair is not None:

@@ -181,7 +181,7 @@ def _write_attention(op: DPA1) -> dict[str, Any]:
     outer = {
         "nnei": op.nnei, "embed_dim": cfg.neuron[-1], "hidden_dim": cfg.attn, "dotr": cfg.attn_dotr, "do_mask": False,
         "scaling_factor": cfg.scaling_factor, "normalize": cfg.normalize, "temperature": cfg.temperature,
-        "trainable_ln": cfg.trainable_ln, "ln_eps": 1e-5 if cfg.ln_eps is None else cfg.ln_eps, "precision": cfg.precision,
+        "trainable_ln": cfg.trainable_ln, "ln_eps": cfg.epsilon, "precision": cfg.precision,
     }  # fmt: skip
     inner = {key: value for key, value in outer.items() if key not in ("trainable_ln", "ln_eps")}
     layers = [
