@@ -73,13 +73,22 @@ class JaxEvaluator(PaddedEvaluator):
             )  # fmt: skip
 
         self._run = jax.jit(traced, static_argnums=(2, 3, 4))
+        self._plain: Any = None
         with double_precision():
             self._model = to_jax(model, device=device, overrides=OVERRIDES)
 
     def run(self, graph: Graph, forces: bool, atomic: bool, hessian: HessianRequest | None) -> dict[str, jax.Array]:
         """See `PaddedEvaluator.run`."""
-        outputs: dict[str, jax.Array] = self._run(self._model, graph, forces, atomic, hessian)
+        outputs: dict[str, jax.Array] = self._run(self._of(hessian), graph, forces, atomic, hessian)
         return outputs
+
+    def _of(self, hessian: HessianRequest | None) -> Any:
+        """The model; for Hessians with the reference methods: second derivatives of expansions lose digits in float32."""
+        if hessian is None:
+            return self._model
+        if self._plain is None:
+            self._plain = to_jax(self.model(), device=self.device)
+        return self._plain
 
     def model(self) -> Model:
         """The model with NumPy arrays."""

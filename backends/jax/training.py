@@ -68,7 +68,9 @@ class JaxStepper:
             logger.info("Each batch is shared by %d devices", len(self.devices))
         self._buckets = Buckets()
         with double_precision():
-            self._model: Any = to_jax(model, device=self._placed(PartitionSpec()), overrides=OVERRIDES)
+            # Hessians by the reference methods, as in evaluation.
+            overrides = {} if "hessian" in self.loss.outputs else OVERRIDES
+            self._model: Any = to_jax(model, device=self._placed(PartitionSpec()), overrides=overrides)
             kinds = {path: (kind, value, trained) for path, kind, value, trained in walk(self._model)}
             parameters = {path: value for path, (kind, value, _) in kinds.items() if kind is Kind.PARAM}
             frozen = {path: parameters[path] for path in options.frozen}

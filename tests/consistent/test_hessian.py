@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,23 @@ def test_jax() -> None:
 @each_base
 def test_jax_all(case: str) -> None:
     compare_with_jax(model_of(case))
+
+
+@pytest.mark.parametrize("backend", ["pt", "jax"])
+def test_overrides_take_no_part(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Second derivatives of expansions lose digits in float32: forces have them, Hessians do not."""
+    spectral = importlib.import_module(f"dpmodel.backends.{backend}.overrides.spectral")
+
+    def fails(*_args: Any, **_options: Any) -> Any:
+        raise AssertionError("an override was called")
+
+    model = model_of("se_e2_a")
+    given = arguments(model, random_system(model, frames=2, atoms=6))
+    monkeypatch.setattr(spectral.SpectralSeA, "_embed", fails)
+    potential = Potential.from_model(model, backend)
+    assert potential.evaluate(**given, hessian=True)["hessian"].any()
+    with pytest.raises(AssertionError, match="an override was called"):
+        potential.evaluate(**given)
 
 
 def compare_with_jax(model: Model) -> None:
