@@ -5,6 +5,7 @@ The tests parametrise themselves over the tables: an override cannot exist witho
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -106,7 +107,8 @@ def jax_results(model: Model, graph: Graph, overrides: Table) -> dict[str, np.nd
     with double_precision():
         tree, inputs = to_jax(model, overrides=overrides), graph_to_jax(graph)
 
-        @jax.jit
+        # The mathematics is compared, not XLA: without its optimisations it compiles in half the time.
+        @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
         def run(tree: Any, inputs: Graph, along: Any) -> Any:
             def loss(tree: Any) -> Any:
                 outputs = predict(tree, inputs, jax_gradient, atomic_virial=True)
