@@ -57,8 +57,13 @@ _MOST_MAPS = 20_000
 """Memory maps of this process before compiled functions of JAX are let go; Linux allows 65,530."""
 
 
-def pytest_runtest_teardown() -> None:
-    """JAX keeps all functions that it has compiled, a few memory maps each. Without more maps, the compiler crashes."""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Generator[None, None, None]:
+    """JAX keeps all functions that it has compiled, a few memory maps each. Without more maps, the compiler crashes.
+
+    After the test is torn down: what it has patched is as it was.
+    """
+    yield
     jax, maps = sys.modules.get("jax"), Path("/proc/self/maps")
     if jax is None or not maps.exists():
         return
