@@ -7,7 +7,7 @@ Parameters, buffers and children come from the declared fields, so the modules a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -24,12 +24,20 @@ __all__ = [
     "from_torch",
     "graph_to_torch",
     "override_table",
+    "structure",
     "to_torch",
     "torch_curvature",
     "torch_gradient",
 ]
 
 Overrides = Mapping[type[Op], type[Op]]
+
+
+def structure(module: torch.nn.Module) -> Iterator[tuple[str, type, tuple[Any, ...]]]:
+    """What decides how a model computes, apart from its tensors: path, class and static fields of every part."""
+    for path, part in module.named_modules():
+        fields = [name for name, kind in part.fields() if kind is Kind.STATIC] if isinstance(part, Op) else []
+        yield path, type(part), tuple(getattr(part, name) for name in fields)
 
 
 def override_table(*tables: Mapping[type[Op], type[Op]]) -> Overrides:

@@ -142,9 +142,9 @@ class Store:
     def norms(self, gradients: Sequence[torch.Tensor]) -> list[float]:
         """The 2-norm of each, over all ranks. Collective."""
         own = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients])
-        return cast(list[float], self._lengths(own).tolist())
+        return cast(list[float], self._over_ranks(own).tolist())
 
-    def _lengths(self, own: torch.Tensor) -> torch.Tensor:
+    def _over_ranks(self, own: torch.Tensor) -> torch.Tensor:
         """Those of whole tensors by those of what this rank holds of them."""
         return own
 

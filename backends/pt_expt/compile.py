@@ -44,9 +44,9 @@ from dpmodel.cache import cache_folder
 from dpmodel.errors import BackendError, DPError
 from dpmodel.graph import Graph, Leaf, check, map_leaves, map_record, sized
 from dpmodel.models import predict
-from dpmodel.op import Kind, Op
+from dpmodel.op import Op
 
-from ..pt.bridge import torch_gradient
+from ..pt.bridge import structure, torch_gradient
 from ..pt.store import model_state
 from .audit import audit, content_hash
 from .inductor import decompositions, for_any_size
@@ -379,14 +379,10 @@ def _kind(x: torch.Tensor) -> tuple[Any, ...]:
 
 
 def _identity(module: torch.nn.Module) -> Any:
-    """What decides how a model computes, apart from its tensors: classes and static fields."""
-    parts: list[Any] = []
-    for path, part in module.named_modules():
-        fields = [name for name, kind in part.fields() if kind is Kind.STATIC] if isinstance(part, Op) else []
-        values = tuple(getattr(part, name) for name in fields)
-        parts.append((path, type(part), part.training, values, repr(values)))  # 1 and 1.0 are equal, but no two reprs
+    """What decides how a model computes, apart from its tensors (`structure`)."""
+    parts = [(*each, repr(each)) for each in structure(module)]  # 1 and 1.0 are equal, but no two reprs
     try:
-        hash(key := tuple(parts))
+        hash(key := (tuple(part.training for part in module.modules()), *parts))
     except TypeError:
         return object()
     return key

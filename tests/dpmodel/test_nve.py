@@ -147,6 +147,6 @@ def test_drift(precision: str, water_data: Path, record_property: Callable[[str,
     for name, found in (("energy", plain), ("conserved energy", conserved)):
         text = f"drift {drift(found):.2e} eV/atom/ps, standard deviation {found.std():.2e} eV/atom"
         record_property(f"NVE, {precision}, {name}", text)
-        print(f"NVE, {precision}, {name}: {text}")  # noqa: T201 - to be read
+        print(f"NVE, {precision}, {name}: {text}")  # noqa: T201 - docs/results.md has these figures, from -rP
     assert 150.0 < atoms.get_temperature() < 1000.0  # still a liquid, and moving
     assert abs(drift(conserved)) <= BOUNDS[precision]

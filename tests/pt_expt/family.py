@@ -106,7 +106,7 @@ def small(kind: str) -> Model:
     if kind == "linear":
         return LinearModel(**_whole(), parts=(_standard(SE_A), _standard(DPA1), _table()), weights=(0.5, -0.7, 1.2))
     if kind == "charged":
-        return _standard({**DPA3, "add_chg_spin_ebd": True})  # type: ignore[no-any-return]
+        return _standard({**DPA3, "add_chg_spin_ebd": True})  # type: ignore[no-any-return]  # parts are replaced by name
     fittings: dict[str, dict[str, Any]] = {
         "dipole_dpa3": {"type": "dipole"},
         "dos": {"type": "dos", "numb_dos": 7},

@@ -212,7 +212,7 @@ class Sharded(Store):
         top, bad, total = torch.stack([*found, square]).tolist()
         return Report(float("inf") if bad else top, total**0.5)
 
-    def _lengths(self, own: torch.Tensor) -> torch.Tensor:
+    def _over_ranks(self, own: torch.Tensor) -> torch.Tensor:
         square = own.square()
         with lost("the norms of gradients"):
             dist.all_reduce(square)

@@ -27,9 +27,8 @@ from mpi4py import MPI
 
 from dpmodel.graph import Comm
 from dpmodel.models import predict
-from dpmodel.op import Kind, Op
 
-from ...pt.bridge import graph_to_torch, torch_gradient
+from ...pt.bridge import graph_to_torch, structure, torch_gradient
 from .decompose import Part
 from .folding import NODE_KEYS, fold
 from .providers import Provider
@@ -148,9 +147,8 @@ def evaluate(
 def _check_same(module: Any, comm: MPI.Comm) -> None:
     """Raise ValueError on every rank where modules differ: their exchanges would not meet, or numbers be of no model."""
     digest = hashlib.sha256()
-    for path, part in module.named_modules() if isinstance(module, torch.nn.Module) else ():
-        fields = [name for name, kind in part.fields() if kind is Kind.STATIC] if isinstance(part, Op) else []
-        digest.update(repr((path, type(part).__qualname__, [(name, getattr(part, name)) for name in fields])).encode())
+    for each in structure(module) if isinstance(module, torch.nn.Module) else ():
+        digest.update(repr(each).encode())
     state = module.state_dict() if isinstance(module, torch.nn.Module) else {}
     for name, value in state.items():
         digest.update(name.encode())
