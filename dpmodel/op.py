@@ -26,7 +26,7 @@ from typing import Any, ClassVar, TypeVar, cast, dataclass_transform
 
 import numpy as np
 
-__all__ = ["Array", "Kind", "Op", "buffer", "child", "param", "paths_of", "walk"]
+__all__ = ["Array", "Kind", "Op", "buffer", "child", "given_of", "param", "paths_of", "walk"]
 
 Array = Any
 """An array of any library that follows the array API standard."""
@@ -48,9 +48,12 @@ def param(**options: Any) -> Any:
     return dataclasses.field(metadata={"kind": Kind.PARAM}, **options)
 
 
-def buffer(**options: Any) -> Any:
-    """Declare an array that is stored with the model and never trained (or None)."""
-    return dataclasses.field(metadata={"kind": Kind.BUFFER}, **options)
+def buffer(*, given: bool = False, **options: Any) -> Any:
+    """Declare an array that is stored with the model and never trained (or None).
+
+    given: an option of an input that is kept as an array (`given_of`). Weights and statistics of another model leave it.
+    """
+    return dataclasses.field(metadata={"kind": Kind.BUFFER, "given": given}, **options)
 
 
 def child(**options: Any) -> Any:
@@ -190,6 +193,16 @@ def paths_of(op: Op) -> dict[tuple[int, str], tuple[Array, tuple[str, ...]]]:
                 found[id(part), name] = array, (*paths, prefix + name)
 
     visit(op, "")
+    return found
+
+
+def given_of(op: Op) -> dict[str, Array]:
+    """By path, the arrays of the tree that are options of an input (`buffer(given=True)`)."""
+    names = {f.name for f in dataclasses.fields(cast(Any, op)) if f.metadata.get("given", False)}
+    found = {name: getattr(op, name) for name in names if getattr(op, name) is not None}
+    for name, kind in op.fields():
+        for suffix, item in children(getattr(op, name)) if kind is Kind.CHILD else ():
+            found |= {f"{name}{suffix}.{path}": value for path, value in given_of(item).items()}
     return found
 
 

@@ -132,7 +132,7 @@ class Fitting(Op):
     """(ntypes, dim_out), global precision. Statistics write the model's out_bias instead; this one is usually 0."""
     fparam_avg: Array | None = buffer(default=None)
     fparam_inv_std: Array | None = buffer(default=None)
-    default_fparam: Array | None = buffer(default=None)
+    default_fparam: Array | None = buffer(given=True, default=None)
     aparam_avg: Array | None = buffer(default=None)
     aparam_inv_std: Array | None = buffer(default=None)
     case_embd: Array | None = buffer(default=None)
@@ -174,6 +174,10 @@ class Fitting(Op):
         """Atoms' values (n, *shape) with the statistics of the labels, bias and std (ntypes, size)."""
         found = take_rows(bias, atype)
         return value + array_namespace(value).reshape(found, value.shape)
+
+    def bias_share(self) -> np.ndarray:
+        """(ntypes, 1): by how much outputs change per unit of the output bias, by type."""
+        return np.ones((self.ntypes, 1))
 
     def core(self, features: Features, graph: Graph) -> Array:
         """(n, dim_out), global precision: nets plus bias_atom_e, before exclusions."""

@@ -10,6 +10,7 @@ With `shift_diag`, the statistics of the type's tensor are added to the diagonal
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -33,11 +34,17 @@ POLAR = Output(
 )
 
 
+def _scale(value: Any) -> str | None:
+    given = value if isinstance(value, tuple | list) else [value]
+    fits = all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in given)
+    return None if value is None or (given and fits) else "a finite number, or a list with one for every type"
+
+
 class PolarFittingConfig(FittingConfig, key="polar"):
     """A symmetric tensor per atom. The descriptor must have vectors."""
 
     fit_diag: bool = option(True, "The net gives one number per vector; false: one per pair of vectors.")
-    scale: Any = option(1.0, "What the net's output is multiplied by: one number, or one per type.")
+    scale: Any = option(1.0, "What the net's output is multiplied by: one number, or one per type.", check=_scale)
     shift_diag: bool = option(True, "Whether the mean of the labels is added to the diagonal.")
 
     def scales(self, ntypes: int) -> np.ndarray:
@@ -74,7 +81,7 @@ class PolarFitting(Fitting):
     needs_rotation: ClassVar[bool] = True
 
     config: Any
-    scale: Array = buffer()
+    scale: Array = buffer(given=True)
     """(ntypes, 1)."""
 
     def shifted(self, value: Array, atype: Array, bias: Array, std: Array) -> Array:
@@ -84,6 +91,9 @@ class PolarFitting(Fitting):
         mean = (bias[:, 0] + bias[:, 4] + bias[:, 8]) / 3.0
         shift = take_rows(mean[:, None] * as_dtype(self.scale[...], mean.dtype), atype)[:, :, None]
         return value + shift * xp.eye(3, dtype=value.dtype, device=device_of(value))
+
+    def bias_share(self) -> np.ndarray:
+        return np.asarray(self.scale, np.float64)
 
     def with_types(self, change: TypeChange) -> Self:
         return super().with_types(change).replace(scale=change.rows(self.scale, 1.0))

@@ -15,7 +15,7 @@ from dpmodel.fittings.base import Output
 from dpmodel.models.base import Model
 from dpmodel.models.config import LinearConfig, ModelConfig, ModelSection, PairTableConfig
 from dpmodel.models.linear import LinearModel, ZBLModel
-from dpmodel.models.spin import SpinModel
+from dpmodel.models.spin import VIRTUAL, SpinModel
 from dpmodel.models.standard import StandardModel
 from dpmodel.models.tables import read_pair_table
 from dpmodel.nn import child_seed
@@ -99,7 +99,7 @@ def _linear(config: LinearConfig, seed: Seed) -> LinearModel:
         if isinstance(part, PairTableConfig):
             sel = sum(part.sel) if isinstance(part.sel, tuple) else int(part.sel)
             name = f"model.models.{k}.tab_file"
-            parts.append(read_pair_table(part.tab_file, part.type_map, rcut=part.rcut, sel=sel, name=name))
+            parts.append(read_pair_table(part.tab_file, part.type_map, rcut=part.rcut, sel=sel, name=name, alone=True))
             continue
         assert isinstance(part, ModelConfig)
         built = _standard(part, child_seed(seed, k))
@@ -137,7 +137,7 @@ def _backbone(config: ModelConfig, flags: tuple[bool, ...]) -> ModelConfig:
     if getattr(fitting, "atom_ener", ()):
         fitting = fitting.replace(atom_ener=(*fitting.atom_ener, *(None,) * n))
     return config.replace(
-        type_map=(*config.type_map, *(f"{name}_spin" for name in config.type_map)),
+        type_map=(*config.type_map, *(f"{name}{VIRTUAL}" for name in config.type_map)),
         descriptor=_doubled(config.descriptor, n, tuple(dict.fromkeys(pairs))),
         fitting_net=fitting,
         atom_exclude_types=(*config.atom_exclude_types, *range(n, 2 * n)),

@@ -40,9 +40,9 @@ class PairTable(Model):
     """Å."""
     sel: int
     """Capacity of the neighbour list."""
-    coefficients: Array = buffer()
+    coefficients: Array = buffer(given=True)
     """(ntypes, ntypes, intervals, 4): a3, a2, a1, a0 of the fraction of the interval, eV."""
-    rows: Array = buffer()
+    rows: Array = buffer(given=True)
     """The table as it was read, stored: (intervals + 1, 1 + pairs), Å and eV."""
     rmax: float
     """Where the table ends, stored, Å."""

@@ -7,19 +7,26 @@ contribute nothing themselves.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
 
+from dpmodel.config import Config
+from dpmodel.descriptors.hybrid import Hybrid
 from dpmodel.fittings.base import Output
 from dpmodel.graph import Graph, NeighbourRequest
 from dpmodel.models.base import Model
 from dpmodel.models.standard import StandardModel
-from dpmodel.op import Array, buffer, child
+from dpmodel.op import Array, Op, buffer, child
 from dpmodel.ops import as_dtype, take_rows
 from dpmodel.type_map import TypeChange
 
-__all__ = ["SpinModel"]
+__all__ = ["VIRTUAL", "SpinModel"]
+
+
+VIRTUAL = "_spin"
+"""Of the names of virtual types."""
 
 
 class SpinModel(Model):
@@ -29,7 +36,7 @@ class SpinModel(Model):
     """Its types are those of this model, then as many virtual ones."""
     use_spin: tuple[bool, ...]
     """By type."""
-    virtual_scale: Array = buffer()
+    virtual_scale: Array = buffer(given=True)
     """(ntypes,), Å per unit of spin."""
 
     def output(self) -> Output:
@@ -78,11 +85,18 @@ class SpinModel(Model):
         return self.backbone.default_charge_spin
 
     def with_types(self, change: TypeChange) -> Self:
-        change.none_added("a model with spin", "its virtual atoms have types of their own")
+        """Types that are new have no spin: nobody sees their virtual atoms."""
         n, own = len(change.old), self.backbone.type_map
-        virtual = tuple(own[n + change.old.index(name)] for name in change.new)
+        virtual = tuple(
+            f"{name}{VIRTUAL}" if source is None else own[n + source]
+            for name, source in zip(change.new, change.sources, strict=True)
+        )
+        backbone = self.backbone.with_type_map((*change.new, *virtual))
+        if change.added:
+            m = len(change.new)
+            backbone = _without(backbone, [m + change.new.index(name) for name in change.added])
         return self.replace(
-            backbone=self.backbone.with_type_map((*change.new, *virtual)),
+            backbone=backbone,
             use_spin=change.values(self.use_spin, False),
             virtual_scale=change.rows(self.virtual_scale, 0.0),
             **self._types_changed(change),
@@ -103,3 +117,24 @@ class SpinModel(Model):
         real, magnetic = (take_rows(x, virtual.owned) for x in (virtual.real, virtual.scale > 0))
         rows = {key: take_rows(outputs[key], real) for key in (output.atomic, "mask")}
         return {**outputs, **rows, "mask_mag": as_dtype(magnetic, "int32")[:, None]}
+
+
+def _without(backbone: StandardModel, types: Sequence[int]) -> StandardModel:
+    """The backbone with atoms of these types contributing nothing, and neighbours of nobody."""
+    count = backbone.ntypes
+    pairs = tuple((p, q) for p in types for q in range(count))
+
+    def shut(op: Op, copy: Op) -> Op:
+        section = getattr(op, "config", None)
+        if isinstance(section, Config) and "exclude_types" in section.options():
+            hidden = tuple(dict.fromkeys((*section.exclude_types, *pairs)))  # type: ignore[attr-defined]  # has them
+            return copy.replace(config=section.replace(exclude_types=hidden))
+        if isinstance(copy, Hybrid):
+            return copy.replace(config=copy.config.replace(list=tuple(part.config for part in copy.parts)))
+        return copy
+
+    return backbone.replace(
+        descriptor=backbone.descriptor.map_ops(shut),
+        atom_exclude_types=tuple(dict.fromkeys((*backbone.atom_exclude_types, *types))),
+        pair_exclude_types=tuple(dict.fromkeys((*backbone.pair_exclude_types, *pairs))),
+    )

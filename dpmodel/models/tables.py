@@ -20,16 +20,22 @@ __all__ = ["read_pair_table"]
 
 logger = logging.getLogger(__name__)
 
+JUMP = 1e-6
+"""eV: energies at a cutoff below this count as none."""
+
 LATE = 0.1
 """Å: atoms come nearer than the beginning of a table that begins beyond this."""
 
 
-def read_pair_table(path: str | Path, type_map: tuple[str, ...], *, rcut: float, sel: int, name: str) -> PairTable:
+def read_pair_table(
+    path: str | Path, type_map: tuple[str, ...], *, rcut: float, sel: int, name: str, alone: bool = False
+) -> PairTable:
     """The table of a file for the pairs of `type_map`, continued to `rcut` where it ends before.
 
     A table that ends in zeros is continued with zeros; any other is led to zero by a cubic polynomial, as DeePMD-kit
     does, with a warning. One that begins beyond 0.1 Å gives a warning too: below, energies grow linearly only. name: what
-    messages call the option. Raises InputError for a file that is no such table.
+    messages call the option. alone: nothing takes over before the cutoff, so a table that is not 0 there gives a warning.
+    Raises InputError for a file that is no such table.
     """
     rows = _read(path, len(type_map), name)
     rmin, step = float(rows[0, 0]), float(rows[1, 0] - rows[0, 0])
@@ -46,6 +52,13 @@ def read_pair_table(path: str | Path, type_map: tuple[str, ...], *, rcut: float,
             "Let the table reach the cutoff, or end in zeros",
             name, path, rmax, rcut,
         )  # fmt: skip
+    if alone and rcut <= rmax:
+        jump = max(abs(np.interp(rcut, rows[:, 0], column)) for column in rows[:, 1:].T)
+        if jump > JUMP:
+            logger.warning(
+                "%s: %s has energies up to %.3g eV at the cutoff of %g Å, beyond which they are 0: energies jump there, and "
+                "molecular dynamics does not conserve them. Raise rcut, or let the table go to 0 at it", name, path, jump, rcut,
+            )  # fmt: skip
     rows = _continued(rows, rcut)
     dtype = global_dtype()
     return PairTable(

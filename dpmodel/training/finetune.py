@@ -35,7 +35,8 @@ from dpmodel.errors import InputError, ModelFileError
 from dpmodel.files.model_file import ModelFile
 from dpmodel.models import LinearModel, Model, SpinModel, StandardModel, ZBLModel
 from dpmodel.models.multi_task import MultiTask
-from dpmodel.op import Kind, Op
+from dpmodel.models.spin import VIRTUAL
+from dpmodel.op import Kind, Op, given_of
 from dpmodel.statistics.change import bias_of, with_bias
 from dpmodel.training.share import empty_types, with_empty_types
 from dpmodel.training.start import adopt
@@ -250,7 +251,11 @@ def _check_kind(model: Model, source: Any, where: str) -> None:
 def _completed(model: Model, donor: Any, where: str) -> Model:
     """`donor` with the arrays of `model` where it has none, and without those that `model` does not have."""
     own, its = model.state(), donor.state()
-    missing, unknown = [name for name in own if name not in its], [name for name in its if name not in own]
+    options = given_of(model).keys() | given_of(donor).keys()  # `adopt` takes those of the input
+    missing, unknown = (
+        [name for name in some if name not in others and name not in options]
+        for some, others in ((own, its), (its, own))
+    )
     if not missing and not unknown:
         return donor
     if donor.requests() != model.requests():
@@ -285,12 +290,14 @@ def _with_new_types(model: Model, fitted: Model, added: Sequence[str]) -> Model:
     """The model with the statistics of `fitted` for types that are new: of the environment, and of the outputs."""
     state, its = {name: np.asarray(value) for name, value in model.state().items()}, fitted.state()
     rows: dict[str, list[int]] = {}
+    with_virtual = [*added, *(f"{symbol}{VIRTUAL}" for symbol in added)]  # those of models with spin
     for prefix, part in _standards(model):
-        types = [part.type_map.index(symbol) for symbol in added if symbol in part.type_map]
+        types = [part.type_map.index(symbol) for symbol in with_virtual if symbol in part.type_map]
         rows |= {
             n: types for n in state if n.startswith(f"{prefix}descriptor.") and n.split(".")[-1] in ("davg", "dstd")
         }
-    rows["out_std"] = rows["out_bias"] = [model.type_map.index(symbol) for symbol in added]
+    own = "backbone." if isinstance(model, SpinModel) else ""  # its first types are those of the whole
+    rows[f"{own}out_std"] = rows[f"{own}out_bias"] = [model.type_map.index(symbol) for symbol in added]
     for name, types in rows.items():
         if types and name in state:
             state[name] = state[name].copy()

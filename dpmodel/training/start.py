@@ -17,7 +17,7 @@ from dpmodel.errors import InputError, ModelFileError
 from dpmodel.files.model_file import ModelFile, TasksFile, read_models
 from dpmodel.models import Model
 from dpmodel.models.multi_task import MultiTask
-from dpmodel.op import Kind, Op, children
+from dpmodel.op import Kind, Op, children, given_of
 from dpmodel.statistics.cache import by_atomic_number
 from dpmodel.training.checkpoint import Checkpoint
 from dpmodel.training.rotation import Family, latest
@@ -68,8 +68,26 @@ _PLACES = frozenset(("systems", "rglob_patterns", "stat_file", "stat_file_mode")
 _SECTIONS = ("model", "learning_rate", "optimizer", "loss", "loss_dict", "training", "validating")
 """Of an input: of one task or of several, so that all processes compare equally many."""
 
+_OF_STATISTICS = frozenset(("set_davg_zero", "fix_stat_std"))
+"""Options that tell how statistics are taken, and nothing else."""
+
 _CHOSEN_ANEW = frozenset(("sel", "seed", "trainable", "precision"))
 """Options that may differ from those of the model whose weights are taken; `sel` is compared by itself."""
+
+
+_BESIDES_SECTIONS = frozenset(
+    (
+        "pair_exclude_types",
+        "atom_exclude_types",
+        "weights",
+        "use_spin",
+        "virtual_scale",
+        "smin_alpha",
+        "sw_rmin",
+        "sw_rmax",
+    )
+)
+"""Options that models have as fields of their own."""
 
 
 def find_checkpoint(restart: str | Path, save_ckpt: str, save_dir: str | None) -> Checkpoint | None:
@@ -171,8 +189,9 @@ def adopt(model: Model, other: Any, where: str, *, exact: bool) -> Model:
     """The model that the input describes, with the weights and statistics of another of the same shape.
 
     exact: the numbers must be of the same types; otherwise they are converted to those of `model`.
-    Types and pairs of types that are left out are those of the input; biases are those of the other, whatever the
-    input presets. Raises ModelFileError where the two do not fit.
+    Types and pairs of types that are left out are those of the input, and so are, unless `exact`, arrays that are options
+    (`dpmodel.op.given_of`: displacements of virtual atoms, defaults of fparam, pair tables ...); biases are those of the
+    other, whatever the input presets. Raises ModelFileError where the two do not fit.
     """
     its, ours = by_task(other), by_task(model)
     if list(its) != list(ours):
@@ -192,6 +211,7 @@ def adopt(model: Model, other: Any, where: str, *, exact: bool) -> Model:
             )
     numbers = model.state()
     state = {name: np.asarray(value) for name, value in other.state().items()}
+    kept, former = given_of(model), given_of(other)
     if exact:
         wrong = [name for name, value in state.items() if name in numbers and value.dtype != numbers[name].dtype]
         if wrong:
@@ -199,6 +219,13 @@ def adopt(model: Model, other: Any, where: str, *, exact: bool) -> Model:
                 f"{where} holds {wrong[0]} in {state[wrong[0]].dtype}, the run would use {numbers[wrong[0]].dtype}: set "
                 "DP_INTERFACE_PREC as it was, or begin a new run with --init-model"
             )
+        if changed := [name for name in kept if _differ(name, kept, former)]:
+            raise ModelFileError(
+                f"{where} has other numbers in {changed[0]} than the input gives: a file that it names has changed. Put it "
+                "back, or begin a new run with --init-model"
+            )
+    else:
+        state = {name: value for name, value in state.items() if name not in former} | kept
     try:
         found = model.with_state(
             {name: value.astype(numbers[name].dtype) if name in numbers else value for name, value in state.items()}
@@ -206,10 +233,16 @@ def adopt(model: Model, other: Any, where: str, *, exact: bool) -> Model:
     except ValueError as problem:
         raise ModelFileError(f"{where} does not fit the model section of the input: {problem}") from problem
     found = with_empty_types(found, empty_types(other))
-    changes = list(_differences(_options(other), _options(model), "", free=_CHOSEN_ANEW))
+    changes = list(_differences(_options(other), _options(model), "", free=_CHOSEN_ANEW | _OF_STATISTICS))
+    changes += [f"{name} has other numbers" for name in kept if name.endswith(".rows") and _differ(name, kept, former)]
     if changes:
         logger.warning(
             "%s was made with other options than the input has, which are used: %s", where, "; ".join(changes)
+        )
+    changes = list(_differences(_options(other), _options(model), "", only=_OF_STATISTICS))
+    if changes:
+        logger.warning(
+            "%s has statistics, which stay as they are whatever the input says: %s", where, "; ".join(changes)
         )
     presets = [[getattr(each, "preset_out_bias", None) for each in both.values()] for both in (its, ours)]
     if not exact and presets[0] != presets[1]:
@@ -250,13 +283,30 @@ def seeds(seed: int | tuple[int, ...] | None) -> tuple[Any, Any]:
     return parts if isinstance(seed, tuple) else parts[0], (*parts, 1)
 
 
-def _differences(old: Any, new: Any, path: str, free: frozenset[str] = _FREE) -> Iterator[str]:
-    """Where two sections differ. Options that one of them does not know are at their defaults: no difference."""
+def _differences(
+    old: Any, new: Any, path: str, free: frozenset[str] = _FREE, only: frozenset[str] | None = None
+) -> Iterator[str]:
+    """Where two sections differ. Options that one of them does not know are at their defaults: no difference.
+
+    free: options that may differ. only: the names of those that are compared; None: all.
+    """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in old.keys() & new.keys() - free:
-            yield from _differences(old[key], new[key], f"{path}.{key}", free)
-    elif old != new:
+        for key in sorted(old.keys() & new.keys() - free):
+            yield from _differences(old[key], new[key], f"{path}.{key}", free, only)
+    elif old != new and (only is None or path.rsplit(".", 1)[-1] in only) and not _same_pairs(path, old, new):
         yield f"{path.lstrip('.')} is {new!r} (was {old!r})"
+
+
+def _same_pairs(path: str, old: Any, new: Any) -> bool:
+    """Whether two lists of pairs of types leave out the same, in whatever order."""
+    if not path.endswith(("pair_exclude_types", ".exclude_types")) or not old or not new:
+        return False
+    one, other = ({tuple(sorted(pair)) for pair in pairs} for pairs in (old, new))
+    return one == other
+
+
+def _differ(name: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return name in other and not np.array_equal(np.asarray(one[name]), np.asarray(other[name]))
 
 
 def _options(model: Op) -> dict[str, Any]:
@@ -267,8 +317,8 @@ def _options(model: Op) -> dict[str, Any]:
         return section.to_dict()
     for name, kind in model.fields():
         value = getattr(model, name)
-        if name in ("pair_exclude_types", "atom_exclude_types", "weights", "use_spin"):
-            found[name] = value
+        if name in _BESIDES_SECTIONS:
+            found[name] = value.tolist() if isinstance(value, np.ndarray) else value
         if kind is Kind.CHILD:
             found |= {f"{name}{suffix}": _options(part) for suffix, part in children(value)}
     return {name: value for name, value in found.items() if value != {}}

@@ -184,7 +184,27 @@ def test_spin_takes_the_descriptor_of_its_backbone() -> None:
     assert_equal(state(found, "backbone.descriptor."), state(old, "backbone.descriptor."))
     assert_equal(state(found, "fitting."), state(new, "fitting."))
     found = fine_tune(new, origin(Default=old), {"": Plan("inherit", "Default")}, fit=never, change=lambda t, m: m)
-    assert_equal(state(found), state(old))
+    # The displacement of virtual atoms is an option: data are read with that of the input.
+    assert_equal(state(found), {**state(old), **state(new, "virtual_scale")})
+
+
+def test_a_model_with_spin_learns_of_another_type() -> None:
+    old = trained(7, DPA1, ("O", "Ni"), spin={"use_spin": ["Ni"], "virtual_scale": [0.0, 0.3]})
+    given = section(DPA1, ("Ni", "Co", "O"), spin={"use_spin": ["Ni", "Co"], "virtual_scale": [0.3, 0.2, 0.0]})
+    new = build_model(given, seed=1)
+    fitted = new.with_state({name: np.full_like(np.asarray(value), 2.0) for name, value in state(new).items()})
+    found = fine_tune(
+        new, origin(Default=old), {"": Plan("inherit", "Default")}, fit=lambda m: fitted, change=lambda t, m: m
+    )
+    assert found.spin_scales == (0.3, 0.2, 0.0) and found.use_spin == (True, True, False)
+    assert found.backbone.pair_exclude_types == new.backbone.pair_exclude_types
+    for name in ("davg", "dstd"):
+        rows, before = getattr(found.backbone.descriptor, name), getattr(old.backbone.descriptor, name)
+        np.testing.assert_array_equal(rows[[0, 2, 3, 5]], before[[1, 0, 3, 2]])
+        assert np.all(rows[[1, 4]] == 2.0)  # Co and its virtual atoms
+    bias, before = np.asarray(found.backbone.out_bias), np.asarray(old.backbone.out_bias)
+    np.testing.assert_array_equal(bias[[0, 2, 3, 5]], before[[1, 0, 3, 2]])
+    assert bias[1] == 2.0 and bias[4] == 0.0
 
 
 @pytest.mark.parametrize("kind", ["inherit", "random"])

@@ -7,6 +7,7 @@ import logging
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,6 +73,18 @@ def test_tables_that_end_before_the_cutoff(tmp_path: Path, caplog: pytest.LogCap
     assert values[0] == pytest.approx(0.3, abs=0.01) and all(a > b for a, b in itertools.pairwise(values))
     assert abs(values[-1]) < 1e-3
     assert read(tmp_path / "b.txt", rcut=1.5, types=("O",)).cutoff == 1.5
+
+
+def test_tables_that_jump_at_the_cutoff(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    rows = short_rows() - [[0.4, 0.0]]
+    path = write(tmp_path / "a.txt", rows)
+    options: dict[str, Any] = {"sel": 8, "name": "models.1.tab_file"}
+    read_pair_table(path, ("O",), rcut=float(rows[-1, 0]), alone=True, **options)  # 0 there
+    read_pair_table(path, ("O",), rcut=1.0, **options)  # something takes over before
+    assert not caplog.records
+    read_pair_table(path, ("O",), rcut=1.0, alone=True, **options)
+    assert re.search(r"models.1.tab_file: .*a.txt has energies up to 0.36 eV at the cutoff of 1 Å", caplog.text)
 
 
 def test_tables_that_begin_late(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -218,6 +218,56 @@ def test_init_model_with_other_options_of_the_model(workshop: Any, caplog: pytes
         assert part in caplog.text
 
 
+FRAMES, ATOMS = 6, 5
+MOMENTS = np.random.default_rng(0).normal(size=(FRAMES, ATOMS, 3))
+
+
+def test_init_model_with_another_displacement_of_virtual_atoms(workshop: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """What the run trains with is what its file has."""
+    path = workshop.system(labels={"spin": MOMENTS, "force_mag": MOMENTS})
+    data = workshop.input(
+        path, model__spin={"use_spin": ["A"], "virtual_scale": [0.1, 0.0]}, loss={"type": "ener_spin"},
+        model__descriptor__sel=[16, 16],
+    )  # fmt: skip
+    old = train(data, stop_at=1).resolve().rename("old.dp")
+    data["model"]["spin"]["virtual_scale"] = [0.3, 0.0]
+    for how in ("init_model", "finetune"):
+        caplog.clear()
+        train(data, **{how: old}, stop_at=0, output=f"{how}.json")
+        assert dpmodel.load("model.ckpt-0.dp", backend="numpy").model.spin_scales == (0.3, 0.0)
+        assert "virtual_scale is [0.3, 0.0] (was [0.1, 0.0])" in caplog.text
+
+
+def test_init_model_with_other_defaults_and_statistics(workshop: Any, caplog: pytest.LogCaptureFixture) -> None:
+    path = workshop.system(labels={"fparam": np.arange(FRAMES * 1.0)[:, None]})
+    data = workshop.input(path, model__fitting_net__numb_fparam=1)
+    first = Checkpoint.load(train(data, stop_at=1))
+    data["model"]["fitting_net"]["default_fparam"] = [2.0]
+    data["model"]["descriptor"]["set_davg_zero"] = True
+    second = Checkpoint.load(train(data, init_model="model.ckpt-1.dp", stop_at=0))
+    assert dpmodel.load("model.ckpt-0.dp", backend="numpy").model.default_fparam == (2.0,)
+    assert_same({**first.state, "fitting.default_fparam": np.array([2.0])}, second.state)
+    assert "statistics, which stay as they are whatever the input says: descriptor.set_davg_zero is True" in caplog.text
+    assert "which are used: descriptor.set_davg_zero" not in caplog.text
+
+
+def test_another_pair_table(workshop: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A table is an option of the input: a new run takes it, a restart goes on with the one it had."""
+    rows = np.stack([np.linspace(0.0, 3.0, 61)] * 4, axis=1)
+    rows[:, 1:] = (3.0 - rows[:, 1:]) ** 2
+    np.savetxt("t.txt", rows)
+    data = workshop.input(model__use_srtab=str(Path("t.txt").absolute()), model__sw_rmin=0.5, model__sw_rmax=1.0)
+    train(data, stop_at=1)
+    rows[:, 1:] *= 2.0
+    np.savetxt("t.txt", rows)
+    with pytest.raises(ModelFileError, match=r"other numbers in parts.1.* than the input gives: a file .* has changed"):
+        train(data, restart="model.ckpt")
+    train(data, init_model="model.ckpt-1.dp", stop_at=0)
+    found: Any = dpmodel.load("model.ckpt-0.dp", backend="numpy").model
+    np.testing.assert_allclose(found.parts[1].rows, rows, rtol=1e-12)
+    assert "which are used: parts.1.rows has other numbers" in caplog.text
+
+
 def test_observed_types(workshop: Any, capsys: pytest.CaptureFixture[str]) -> None:
     data = workshop.input()
     data["model"]["type_map"] = ["A", "B", "H"]
