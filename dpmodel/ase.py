@@ -29,6 +29,9 @@ except ModuleNotFoundError as _problem:
 
 __all__ = ["Calculator"]
 
+_OF_ASE = ("label", "directory", "atoms")
+"""Arguments that are handed to ASE."""
+
 _VOIGT = (0, 4, 8, 5, 2, 1)
 """xx, yy, zz, yz, xz, xy in a flattened symmetric tensor."""
 
@@ -67,8 +70,12 @@ class Calculator(AseCalculator):
             compile: as for `dpmodel.load`, for a path.
             options: of ASE's calculators (label, directory, atoms).
 
-        Raises what `dpmodel.load` raises, InputError for a type_dict that does not fit.
+        Raises what `dpmodel.load` raises, InputError for a type_dict that does not fit and for unknown options.
         """
+        if unknown := sorted(options.keys() - _OF_ASE):
+            raise InputError(
+                f"unknown argument {unknown[0]!r}; besides its own, the calculator takes {', '.join(_OF_ASE)}"
+            )
         if isinstance(model, Potential):
             if backend is not None or device is not None or head is not None or compile:
                 raise InputError(
@@ -189,8 +196,15 @@ def _type_table(potential: Potential, type_dict: Mapping[str, int] | None) -> di
 
 
 def _inputs(atoms: Any) -> dict[str, np.ndarray]:
-    """Copies, so that changes in place are seen."""
-    return {name: np.array(atoms.info[name], dtype=float) for name in PARAMETERS if atoms.info.get(name) is not None}
+    """Copies, so that changes in place are seen. Raises InputError for what are no numbers."""
+    found = {}
+    for name in PARAMETERS:
+        if (given := atoms.info.get(name)) is not None:
+            try:
+                found[name] = np.array(given, dtype=float)
+            except (ValueError, TypeError):
+                raise InputError(f'atoms.info["{name}"]: expected numbers, got {given!r:.80}') from None
+    return found
 
 
 def _cell(atoms: Any) -> np.ndarray | None:

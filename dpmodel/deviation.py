@@ -29,7 +29,7 @@ from dpmodel.data.system import Batch, System
 from dpmodel.errors import BackendError, DataError, InputError
 from dpmodel.graph import INPUTS
 from dpmodel.metrics import requests_of
-from dpmodel.potential import Potential
+from dpmodel.potential import Potential, check_parameters
 
 __all__ = ["COLUMNS", "Deviation", "deviations_of_systems", "model_deviation", "write_deviations"]
 
@@ -111,8 +111,10 @@ def model_deviation(
     if truth is None:
         centre = {"force": force.mean(axis=0), "virial": virial.mean(axis=0), "energy": energy.mean(axis=0)}
     else:
-        per_atom = {key: np.reshape(truth[key], (nf, -1)) / natoms for key in ("energy", "virial") if key in truth}
-        centre = {"virial": np.full((nf, 9), np.nan), **per_atom, "force": np.reshape(truth["force"], (nf, na, 3))}
+        sizes = {"energy": (nf, 1), "virial": (nf, 9), "force": (nf, na, 3)}
+        own = {key: _shaped(key, truth[key], shape) for key, shape in sizes.items() if key in truth}
+        per_atom: dict[str, Any] = {key: own[key] / natoms for key in ("energy", "virial") if key in own}
+        centre = {"virial": np.full((nf, 9), np.nan), **per_atom, "force": own["force"]}
     d = np.sqrt(np.mean(np.sum((force - centre["force"]) ** 2, axis=3), axis=0))
     s = np.sqrt(np.mean((virial - centre["virial"]) ** 2, axis=0))
     if relative is not None:
@@ -195,7 +197,11 @@ def write_deviations(
 
 def _check(potentials: Sequence[Potential], relative: float | None, relative_v: float | None, *, alone: bool) -> None:
     if len(potentials) < (1 if alone else 2):
-        raise InputError(f"expected at least two models to compare, got {len(potentials)}")
+        count = "one model" if alone else "two models to compare"
+        raise InputError(f"expected at least {count}, got {len(potentials)}")
+    given: Sequence[Any] = potentials
+    if wrong := [each for each in given if not isinstance(each, Potential)]:
+        raise InputError(f"expected potentials, as dpmodel.load gives them; got {wrong[0]!r}")
     for name, level in (("relative", relative), ("relative_v", relative_v)):
         if level is not None and not (np.isfinite(level) and level > 0):
             raise InputError(f"{name}: expected a level above 0, or nothing for absolute deviations; got {level!r}")
@@ -213,6 +219,14 @@ def _check(potentials: Sequence[Potential], relative: float | None, relative_v: 
             )
 
 
+def _shaped(name: str, values: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Labels in a shape. Raises InputError for another number of them."""
+    found = np.asarray(values, np.float64)
+    if found.size != np.prod(shape):
+        raise InputError(f"truth: expected {name} of shape {shape}, got {found.shape}")
+    return found.reshape(shape)
+
+
 def _own(potential: Potential, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters that this model takes."""
     takes = {
@@ -220,9 +234,7 @@ def _own(potential: Potential, parameters: Mapping[str, Any]) -> dict[str, Any]:
         "aparam": potential.dim_aparam > 0,
         "charge_spin": potential.model.takes_charge_spin,
     }
-    unknown = sorted(parameters.keys() - takes.keys())
-    if unknown:
-        raise InputError(f"unknown argument {unknown[0]!r}; models take {', '.join(takes)}")
+    check_parameters(parameters, tuple(takes))
     return {name: value for name, value in parameters.items() if value is not None and takes[name]}
 
 

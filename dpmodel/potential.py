@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,19 @@ from dpmodel.evaluation import assemble_frames, atoms_per_call, evaluate_graph
 from dpmodel.files.model_file import ModelFile, read_model, write_model
 from dpmodel.files.program import holds_program
 from dpmodel.geometry.cells import check_pbc
-from dpmodel.graph import Graph
+from dpmodel.graph import PARAMETERS, Graph
 from dpmodel.models import Model, builder_of
 from dpmodel.models.probe import Probe
 from dpmodel.nn.charge_spin import check_charge_spin
 
-__all__ = ["Potential", "freeze", "load", "save"]
+__all__ = ["Potential", "check_parameters", "freeze", "load", "save"]
+
+
+def check_parameters(given: Iterable[str], known: Sequence[str] = PARAMETERS) -> None:
+    """Raise InputError where a name is none of the inputs of models beside the geometry."""
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise InputError(f"unknown argument {unknown[0]!r}; models take {', '.join(known)}")
 
 
 def load(

@@ -28,7 +28,7 @@ import numpy as np
 from dpmodel.errors import BackendError, InputError
 from dpmodel.graph import Angles, Edges, Graph, NeighbourRequest, Slots, TypeGroups
 from dpmodel.models import Model, predict
-from dpmodel.potential import Potential, load
+from dpmodel.potential import Potential, check_parameters, load
 
 from .bridge import to_jax
 
@@ -55,6 +55,7 @@ def model_neighbor_list(
     pbc: Sequence[bool] = (True, True, True),
     dr_threshold: float = 0.5,
     capacity_multiplier: float = 1.25,
+    head: str | None = None,
     **parameters: Any,
 ) -> tuple[Any, EnergyFunction]:
     """What simulations need: functions that make and update neighbour lists, and the energy.
@@ -67,6 +68,7 @@ def model_neighbor_list(
         pbc: periodic or not, along each cell vector.
         dr_threshold: lists are made anew when an atom has moved half of that, Å.
         capacity_multiplier: room for more neighbours than the first positions have.
+        head: as for `dpmodel.load`, for a path.
         parameters: fparam (df,), aparam (n, da), charge_spin (2,), for models that take them.
 
     Returns:
@@ -74,7 +76,9 @@ def model_neighbor_list(
 
     Raises what `dpmodel.load` and `energy_function` raise.
     """
-    potential = model if isinstance(model, Potential) else load(model, "jax")
+    if isinstance(model, Potential) and head is not None:
+        raise InputError("head belongs to loading; this potential is loaded already")
+    potential = model if isinstance(model, Potential) else load(model, "jax", head=head)
     energy = energy_function(potential, types, fractional_coordinates=fractional_coordinates, **parameters)
     neighbors = neighbor_list_multi_image(
         None, jnp.asarray(box), potential.rcut, dr_threshold, capacity_multiplier, pbc=jnp.asarray(pbc),
@@ -145,16 +149,15 @@ def _template(model: Model, potential: Potential, atype: np.ndarray, parameters:
         "fparam": not model.has_default_fparam, "aparam": True, "charge_spin": model.default_charge_spin is None,
     }  # fmt: skip
     given: dict[str, Any] = {}
+    check_parameters(parameters, tuple(sizes))
     for name, shape in sizes.items():
-        value = parameters.pop(name, None)
+        value = parameters.get(name)
         if value is None and shape[1] and needed[name]:
             raise InputError(f"{name} is missing: this model takes {shape[1]} numbers")
         if value is not None:
             if np.size(value) != shape[0] * shape[1]:
                 raise InputError(f"{name}: expected {shape[0] * shape[1]} numbers, got {np.size(value)}")
             given[name] = np.reshape(np.asarray(value, np.float64), shape)
-    if parameters:
-        raise InputError(f"unknown argument {min(parameters)!r}; models take {', '.join(sizes)}")
     return Graph(
         atype=atype, frame=np.zeros(n, np.int64), natoms=np.array([n]), centre=none, neighbour=none,
         edge_vec=np.zeros((0, 3)), edge_mask=np.zeros(0, np.bool_),

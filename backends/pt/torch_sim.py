@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from dpmodel.errors import InputError
-from dpmodel.potential import Potential, load
+from dpmodel.errors import BackendError, InputError
+from dpmodel.potential import Potential, check_parameters, load
+
+from . import pick_device
 
 try:
     with warnings.catch_warnings():
@@ -58,6 +60,7 @@ class TorchSimModel(ModelInterface):  # type: ignore[misc]  # torch_sim has no t
         *,
         dtype: torch.dtype = torch.float64,
         compute_stress: bool = True,
+        head: str | None = None,
         parameters: Mapping[str, Any] | None = None,
     ) -> None:
         """Take a potential, or load one.
@@ -68,15 +71,24 @@ class TorchSimModel(ModelInterface):  # type: ignore[misc]  # torch_sim has no t
             device: of states and results; the model is loaded there. None: CUDA where there is one, else the CPU.
             dtype: of states and results.
             compute_stress: leave stresses out with False.
+            head: as for `dpmodel.load`, for a path.
             parameters: fparam, charge_spin, as for `Potential.evaluate`, the same for all systems.
 
-        Raises what `dpmodel.load` raises; InputError for models that are not of energies, or take spins or aparam.
+        Raises what `dpmodel.load` raises; InputError for models that are not of energies, or take spins or aparam, and for
+        unknown parameters; BackendError for other backends and unknown devices.
         """
         super().__init__()
-        chosen = (
-            torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        )
-        self.potential = model if isinstance(model, Potential) else load(model, backend or "pt", device=str(chosen))
+        check_parameters(parameters or (), ("fparam", "charge_spin"))
+        chosen = pick_device(None if device is None else str(device))
+        if not isinstance(model, Potential):
+            model = load(model, backend or "pt", head=head, device=str(chosen))
+        elif backend is not None or head is not None:
+            raise InputError("backend and head belong to loading; this potential is loaded already")
+        self.potential = model
+        if self.potential.backend.name not in ("pt", "pt_expt"):
+            raise BackendError(
+                f"TorchSim runs on PyTorch: expected backend pt or pt_expt, got {self.potential.backend.name}"
+            )
         known = self.potential.model
         if known.output().name != "energy" or known.spin_scales is not None or known.dim_aparam:
             raise InputError("TorchSim runs models of energies, without spins and aparam")
@@ -87,7 +99,8 @@ class TorchSimModel(ModelInterface):  # type: ignore[misc]  # torch_sim has no t
         self._types = {_NUMBERS[name]: k for k, name in enumerate(self.potential.type_map) if name in _NUMBERS}
 
     def forward(self, state: Any, **_options: Any) -> dict[str, torch.Tensor]:
-        """`energy` (systems,) eV, `forces` (atoms, 3) eV/Å, `stress` (systems, 3, 3) eV/Å^3 (0 with open boundaries).
+        """`energy` (systems,) eV, `forces` (atoms, 3) eV/Å, `stress` (systems, 3, 3) eV/Å^3 (0 where an axis is
+        open: the cell then has no volume of its own).
 
         state: a `SimState`, or a dictionary of its arrays. Raises InputError naming an element that the model does not
         know, and as `Potential.evaluate` does.

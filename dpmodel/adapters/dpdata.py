@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dpmodel.errors import InputError
-from dpmodel.potential import Potential, load
+from dpmodel.potential import Potential, check_parameters, load
 
 try:
     from dpdata.driver import Driver
@@ -33,7 +33,13 @@ class ModelDriver(Driver):
     """Labels systems with a potential. Atoms keep their order; types are matched by symbol."""
 
     def __init__(
-        self, model: Potential | str | Path, backend: str | None = None, device: str | None = None, **parameters: Any
+        self,
+        model: Potential | str | Path,
+        backend: str | None = None,
+        device: str | None = None,
+        *,
+        head: str | None = None,
+        **parameters: Any,
     ) -> None:
         """Take a potential, or load one.
 
@@ -41,13 +47,16 @@ class ModelDriver(Driver):
             model: a potential, or the path of a model file or checkpoint.
             backend: as for `dpmodel.load`, for a path.
             device: as for `dpmodel.load`, for a path.
+            head: as for `dpmodel.load`, for a path.
             parameters: fparam, aparam, charge_spin, as for `Potential.evaluate`, for all frames.
 
-        Raises what `dpmodel.load` raises; InputError for models that are not of energies, or take spins.
+        Raises what `dpmodel.load` raises; InputError for models that are not of energies, or take spins, and for unknown
+        parameters.
         """
-        if isinstance(model, Potential) and (backend is not None or device is not None):
-            raise InputError("backend and device belong to loading; this potential is loaded already")
-        self.potential = model if isinstance(model, Potential) else load(model, backend, device=device)
+        check_parameters(parameters)
+        if isinstance(model, Potential) and (backend is not None or device is not None or head is not None):
+            raise InputError("backend, device and head belong to loading; this potential is loaded already")
+        self.potential = model if isinstance(model, Potential) else load(model, backend, head=head, device=device)
         if self.potential.model.output().name != "energy" or self.potential.model.spin_scales is not None:
             raise InputError("the dpdata driver needs a model of energies without spin")
         self.parameters = parameters

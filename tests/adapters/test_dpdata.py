@@ -76,8 +76,17 @@ def test_parameters_and_refusals() -> None:
         asked.predict(str(FILE), driver="dpmodel", backend="numpy")
     with pytest.raises(InputError, match="a model of energies without spin"):
         ModelDriver(GOLDEN / "spin_sea.dp", "pt")
-    with pytest.raises(InputError, match="backend and device belong to loading"):
+    with pytest.raises(InputError, match="backend, device and head belong to loading"):
         ModelDriver(demanding, "pt")
+    with pytest.raises(InputError, match="unknown argument 'fparm'; models take fparam, aparam, charge_spin"):
+        asked.predict(str(FILE), driver="dpmodel", fparm=[1.0])
+
+
+def test_one_of_several_tasks() -> None:
+    several = GOLDEN.parent / "checkpoints" / "multi.pt"
+    with pytest.raises(InputError, match="choose one of its heads with head"):
+        ModelDriver(several, "pt")
+    assert ModelDriver(several, "pt", head="water_a").potential.type_map == ("O", "H")
 
 
 @pytest.mark.parametrize("first", ["dpdata", "dpmodel.adapters.dpdata"])

@@ -35,6 +35,10 @@ def double() -> Iterator[None]:
     [
         ("se_e2_a", True, (True, False, True)), ("dpa3", True, (True, True, True)),
         ("se_e2_a_atom_pair_excl", False, (True, True, True)), ("dpa1", False, (False, False, False)),
+        *(
+            pytest.param(name, True, (True, True, True), marks=pytest.mark.nightly)
+            for name in ("zbl_dpa1", "linear_sea_pairtab", "dpa2", "hybrid_dpa2_dpa3")
+        ),
     ],
 )  # fmt: skip
 def test_numbers(name: str, fractional: bool, pbc: tuple[bool, bool, bool]) -> None:
@@ -89,6 +93,12 @@ def test_refusals() -> None:
         energy_function(potential, [0, 2])
     with pytest.raises(InputError, match="unknown argument 'colour'; models take fparam, aparam, charge_spin"):
         energy_function(potential, [0], colour=1)
+    with pytest.raises(InputError, match="head belongs to loading"):
+        model_neighbor_list(potential, CELL.T, [0], head="a")
+    several = GOLDEN.parent / "checkpoints" / "multi.pt"
+    with pytest.raises(InputError, match="choose one of its heads"):
+        model_neighbor_list(several, CELL.T, [0])
+    model_neighbor_list(several, CELL.T, ["O"], head="water_a")
     with pytest.raises(InputError, match="fparam: expected 0 numbers, got 1"):
         energy_function(potential, [0], fparam=[1.0])
     with pytest.raises(InputError, match="fparam is missing: this model takes 2 numbers"):

@@ -12,7 +12,7 @@ import torch
 
 import dpmodel
 from dpmodel.descriptors import SeAConfig
-from dpmodel.errors import InputError
+from dpmodel.errors import BackendError, InputError
 from dpmodel.fittings import EnerFittingConfig
 from dpmodel.models import StandardModel
 from dpmodel.potential import Potential
@@ -93,3 +93,16 @@ def test_refusals() -> None:
     copper = ase.Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2]], cell=CELL, pbc=True)
     with pytest.raises(InputError, match=r"the model has no type for Cu; its type_map is \['O', 'H'\]"):
         model.forward(state(copper))
+    file = GOLDEN / "se_e2_a.dp"
+    with pytest.raises(InputError, match="unknown argument 'fparm'; models take fparam, charge_spin"):
+        TorchSimModel(file, device="cpu", parameters={"fparm": [1.0]})
+    with pytest.raises(BackendError, match="xpuu"):
+        TorchSimModel(file, device="xpuu")
+    with pytest.raises(BackendError, match="expected backend pt or pt_expt, got numpy"):
+        TorchSimModel(file, "numpy", device="cpu")
+    with pytest.raises(InputError, match="backend and head belong to loading"):
+        TorchSimModel(model.potential, head="a")
+    several = GOLDEN.parent / "checkpoints" / "multi.pt"
+    with pytest.raises(InputError, match="choose one of its heads"):
+        TorchSimModel(several, device="cpu")
+    assert TorchSimModel(several, device="cpu", head="water_b").potential.type_map == ("O", "H")

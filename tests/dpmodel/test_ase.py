@@ -181,6 +181,11 @@ def test_paths_and_backends(tmp_path) -> None:
         atoms.get_forces()
     with pytest.raises(InputError, match="loaded already"):
         Calculator(calculator.potential, backend="pt")
+    with pytest.raises(InputError, match="unknown argument 'devcie'; besides its own, the calculator takes label, dir"):
+        Calculator(calculator.potential, devcie="cuda")
+    atoms.info["fparam"] = "abc"
+    with pytest.raises(InputError, match=r'atoms.info\["fparam"\]: expected numbers, got .abc'):
+        atoms.get_potential_energy()
 
 
 def test_models_that_ase_has_no_name_for_are_refused() -> None:

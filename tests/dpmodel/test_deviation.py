@@ -103,6 +103,9 @@ def test_errors_against_labels(potentials) -> None:
         np.testing.assert_allclose(getattr(found, key), expected[:, 0] if key == "energy" else expected, rtol=1e-12)
     one = dpmodel.model_deviation(potentials[:1], COORD, ATYPE, BOX, truth={k: truth[k] for k in ("energy", "force")})
     assert np.isnan(one.virial).all() and np.isfinite(one.force).all()
+    for name, wrong in (("force", (1, 3, 3)), ("virial", (1, 8)), ("energy", (2,))):
+        with pytest.raises(InputError, match=f"truth: expected {name} of shape"):
+            dpmodel.model_deviation(potentials, COORD, ATYPE, BOX, truth={**truth, name: np.zeros(wrong)})
     with pytest.raises(InputError, match=r"truth: expected the labels energy and force, got \['energy'\]"):
         dpmodel.model_deviation(potentials, COORD, ATYPE, BOX, truth={"energy": truth["energy"]})
 
@@ -174,6 +177,8 @@ def test_what_cannot_be_compared(potentials, systems, models, tmp_path, capsys) 
             dpmodel.model_deviation(given, COORD, ATYPE, BOX, **options)
 
     fails(potentials[:1], InputError, "expected at least two models to compare, got 1")
+    fails([], InputError, "expected at least one model, got 0", truth={"energy": 0.0, "force": 0.0})
+    fails([FILE, FILE], InputError, "expected potentials, as dpmodel.load gives them; got ")
     fails([*potentials, dpmodel.load(GOLDEN / "se_e2_a_3types.dp", "pt")], InputError, "need one type_map")
     fails([dpmodel.load(FILE, "numpy")] * 2, BackendError, "the numpy backend has no derivatives")
     fails(potentials, InputError, "unknown argument 'colour'; models take fparam", colour=1)
