@@ -159,8 +159,9 @@ def test_a_bad_frame_is_found(paths: list[str]) -> None:
 
 
 @pytest.mark.parametrize("backend", ["pt", "jax"])
-def test_training_and_restart(paths: list[str], tmp_path: Path, backend: str) -> None:
+def test_training_and_restart(paths: list[str], tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit, with a stop between checkpoints."""
+    monkeypatch.chdir(tmp_path)  # runs leave a file "checkpoint" where they are
     found = []
     for name, stop in (("whole", None), ("parts", 2)):
         folder = tmp_path / name
