@@ -187,7 +187,11 @@ def requests_of(potential: Potential, *, atomic: bool = False) -> tuple[LabelReq
     else:
         wanted = [
             LabelRequest(name=output.name, shape=output.shape),
-            LabelRequest(name=f"atom_{output.name}", shape=output.shape, atomic=True),
+            labels.of_included(
+                LabelRequest(name=f"atom_{output.name}", shape=output.shape, atomic=True),
+                model.ntypes,
+                model.atom_exclude_types,
+            ),
         ]
     # The zeros are never used: without labels the model's own default is.
     no_fparam = (0.0,) * potential.dim_fparam if model.has_default_fparam else None

@@ -13,7 +13,7 @@ from dpmodel.cli.convert import WRITABLE
 from dpmodel.cli.systems import label_names_of, systems_of
 from dpmodel.errors import InputError
 from dpmodel.files.model_file import READERS, ModelFile, TasksFile, read_models, write_model
-from dpmodel.models import Model
+from dpmodel.models import Model, StandardModel
 from dpmodel.potential import load
 from dpmodel.statistics.change import bias_of, changed_bias, with_bias
 
@@ -33,17 +33,25 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"--output: {target} is the model itself; choose another name")
     potential = load(args.model, args.backend, head=args.head, device=args.device)
     log.info("%s: %r", args.model, potential)
+    output, why = potential.model.output(), _why_no_bias(potential.model)
+    if why and output.by_type:
+        raise InputError(f"{args.model}: its output bias has no effect, as {why}; there is nothing to change")
     if args.bias_value is not None:
         if args.system is not None or args.datafile is not None:
             raise InputError("--bias-value: excludes --system and --datafile; give values or data")
-        size = int(np.prod(potential.model.output().shape))
+        size = int(np.prod(output.shape))
         values = np.asarray(args.bias_value)
         if values.size != potential.model.ntypes * size:
             raise InputError(
                 f"--bias-value: expected {potential.model.ntypes * size} numbers, for the types {potential.type_map} in "
                 f"order, got {values.size}"
             )
-        model = with_bias(potential.model, values.reshape(-1, size))
+        values = values.reshape(-1, size)
+        if not output.by_type and np.any(values != values[0]):
+            raise InputError(
+                f"--bias-value: all types of this model have one bias; give {potential.model.ntypes} times the same"
+            )
+        model = with_bias(potential.model, values)
     else:
         systems = systems_of(args.system, args.datafile)
         model = changed_bias(
@@ -54,6 +62,10 @@ def run(args: argparse.Namespace) -> None:
         log.info("bias of %s: %s (was %s)", name, _shown(after), _shown(before))
     write_model(target, _whole(source, potential.file, model))
     log.info("%s", target)
+
+
+def _why_no_bias(model: Model) -> str:
+    return str(model.fitting.config.why_no_bias()) if isinstance(model, StandardModel) else ""
 
 
 def _whole(source: Path, file: ModelFile, model: Model) -> ModelFile | TasksFile:

@@ -19,7 +19,7 @@ from dpmodel.data.hdf5 import Hdf5Folder
 from dpmodel.data.system import Floats, Integers
 from dpmodel.errors import DataError
 
-__all__ = ["Column", "Folder", "describe"]
+__all__ = ["Column", "Folder", "PartialColumn", "describe"]
 
 Folder: TypeAlias = Path | Hdf5Folder
 """A folder or a file of a system: on the disk, or inside an HDF5 file."""
@@ -88,10 +88,13 @@ class Column:
         """Look at the files and check their shapes; values are checked by `check_finite`.
 
         size: expected numbers per frame. frames: expected frames of every set; None takes what comes. what: how a
-        message explains `size`. A file is (frames, size); (frames, size / 3, 3), (frames, *shape), and (frames,) where
-        size is 1, hold the same numbers in the same order and are taken as well. Raises DataError.
+        message explains `size`. A file is (frames, size); (frames, size / 3, 3), (frames, *shape), (frames, natoms, numbers
+        of an atom) where `shape` begins with atoms, and (frames,) where size is 1, hold the same numbers in the same order
+        and are taken as well. Raises DataError.
         """
         legal = {(size,), (size // 3, 3), shape if size != 1 else ()}
+        if len(shape) > 2:
+            legal.add((shape[0], size // shape[0]))
         counts = []
         for k, path in enumerate(paths):
             came = _open(path).shape
@@ -104,6 +107,11 @@ class Column:
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         stamps = tuple(_stamp(path) for path in paths)
         return cls(files=tuple(paths), stamps=stamps, starts=starts, size=size)
+
+    @staticmethod
+    def width(path: Folder) -> int:
+        """Numbers per frame of a file. Raises DataError where it cannot be read."""
+        return int(np.prod(_open(path).shape[1:], dtype=np.int64))
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -154,3 +162,25 @@ class Column:
             rows = _map(self.files[k], self.stamps[k])[frames[chosen] - self.starts[k]]
             out[chosen] = rows.reshape(-1, self.size)
         return out
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PartialColumn:
+    """A quantity of some of the atoms, as one of all of them: zeros for the others."""
+
+    column: Column
+    atoms: Integers
+    """Whose numbers the column has, in its order."""
+    natoms: int
+
+    @property
+    def nframes(self) -> int:
+        """Number of frames."""
+        return self.column.nframes
+
+    def read(self, frames: Integers, dtype: str) -> Floats:
+        """(f, natoms * numbers per atom): the frames with these indices, converted."""
+        width = self.column.size // len(self.atoms)
+        out = np.zeros((len(frames), self.natoms, width), dtype)
+        out[:, self.atoms] = self.column.read(frames, dtype).reshape(len(frames), len(self.atoms), width)
+        return out.reshape(len(frames), self.natoms * width)

@@ -128,7 +128,7 @@ class Grouping:
             return None
         size = request.file_size(natoms)
         legal = {(size,), (size // 3, 3), request.frame_shape(natoms), *([()] if size == 1 else [])}
-        if request.repeat > 1 and request.atomic:
+        if request.atomic:
             legal.add((natoms, size // natoms))
         if request.shape == (9,):
             legal.add((natoms, 3, 3) if request.atomic else (3, 3))

@@ -36,6 +36,7 @@ __all__ = [
     "drdq",
     "fparam",
     "inputs",
+    "of_included",
 ]
 
 KNOWN = frozenset(
@@ -91,6 +92,8 @@ class LabelRequest:
     """Read in float64, whatever the interface precision is."""
     square: bool = False
     """The value is a matrix over all atomic coordinates, (f, 3n, 3n), reordered on both axes; `shape` is not used."""
+    selected: tuple[int, ...] | None = None
+    """Types that the value is of: npy files may have atoms of these alone, in their order; the others are 0."""
 
     def __post_init__(self) -> None:
         if not self.shape or min(self.shape) < 1 or self.repeat < 1 or self.ndof % self.repeat:
@@ -130,6 +133,13 @@ class LabelRequest:
         if self.square:
             return (3 * natoms, 3 * natoms)
         return (natoms, *self.shape) if self.atomic else self.shape
+
+
+def of_included(request: LabelRequest, ntypes: int, excluded: Sequence[int]) -> LabelRequest:
+    """The request for a label of atoms, of which files may leave out those of types that a model leaves out."""
+    if not request.atomic or not excluded:
+        return request
+    return dataclasses.replace(request, selected=tuple(t for t in range(ntypes) if t not in excluded))
 
 
 def check_names(given: Mapping[str, Any], requests: Sequence[LabelRequest] = ()) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dpmodel.data.columns import Column, Folder
+from dpmodel.data.columns import Column, Folder, PartialColumn
 from dpmodel.data.frames import FrameSystem, Values, check_copies, flat_cell
 from dpmodel.data.hdf5 import Hdf5Folder
 from dpmodel.data.labels import NUMB_COPY, LabelLike, LabelRequest, as_request
@@ -82,8 +82,10 @@ class NpySystem(FrameSystem):
             atype = atype[order]
 
         requests = tuple(as_request(label) for label in labels)
+        in_files = None if mixed else apply_table(kinds, table, names, root / "type.raw")
         for request in requests:
-            if (column := _open_label(sets, request, natoms, frames)) is not None:
+            column = _open_part(sets, request, in_files, frames) or _open_label(sets, request, natoms, frames)
+            if column is not None:
                 columns[request.name] = column
         copies = _read_copies(sets, natoms, frames)
         found = {request.name: float(request.name in columns) for request in requests}
@@ -167,6 +169,27 @@ def _open_mixed(sets: Sequence[Folder], natoms: int, frames: Sequence[int], tabl
     for path, start, part in column.pieces():
         check_mixed(part, len(table), path, start)
     return column
+
+
+def _open_part(
+    sets: Sequence[Folder], request: LabelRequest, atype: Integers | None, frames: Sequence[int]
+) -> PartialColumn | None:
+    """The label's column where its files have atoms of the selected types alone (atype: of the file's atoms), else None."""
+    if request.selected is None or atype is None:
+        return None
+    atoms = np.flatnonzero(np.isin(atype, request.selected))
+    each = request.ndof // request.repeat
+    paths = [folder / f for folder in sets for f in request.files if (folder / f).is_file()]
+    if len(paths) != len(sets) or not 0 < len(atoms) < len(atype):
+        return None
+    if any(Column.width(path) != each * len(atoms) for path in paths):
+        return None
+    what = (
+        f"frames as in coord.npy, {each} numbers for the {len(atoms)} atoms of the types that the model has outputs of"
+    )
+    column = Column.open(paths, each * len(atoms), frames, what, (len(atoms), *request.shape))
+    column.check_finite()
+    return PartialColumn(column, atoms, len(atype))
 
 
 def _open_label(sets: Sequence[Folder], request: LabelRequest, natoms: int, frames: Sequence[int]) -> Column | None:

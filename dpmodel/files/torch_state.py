@@ -1,7 +1,7 @@
 """DeePMD-kit's PyTorch checkpoints: from a `model_params` section and a state dict to the tree of a model file.
 
 The section says which model it is; a fresh model of that section, written as a tree, says which arrays it has; and the
-state dict has the same arrays under other names, in the same places (tests/dpmodel/test_files_checkpoints.py)::
+state dict has the same arrays under other names, in the same places (tests/pt/test_checkpoint_files.py)::
 
     tree    descriptor.embeddings.networks[0].layers[1].@variables.w
     state   model.Default.atomic_model.descriptor.sea.filter_layers.networks.0.layers.1.matrix

@@ -419,7 +419,7 @@ def _check_types(value: Any, ntypes: int, path: str) -> None:
 
 def _check_descriptor(config: Config, ntypes: int, path: str) -> None:
     sel = getattr(config, "sel", None)
-    if isinstance(sel, tuple) and len(sel) != ntypes:
+    if isinstance(sel, tuple) and len(sel) not in ((ntypes,) if getattr(config, "typed", True) else (1, ntypes)):
         raise InputError(f"{path}.sel: expected {ntypes} numbers, one per type of type_map, got {len(sel)}")
     _check_types(getattr(config, "exclude_types", ()), ntypes, f"{path}.exclude_types")
     rcut, rcut_smth = getattr(config, "rcut", None), getattr(config, "rcut_smth", None)
@@ -436,6 +436,9 @@ def _check_fitting(config: Config, ntypes: int, path: str) -> None:
     atom_ener = getattr(config, "atom_ener", ())
     if atom_ener and len(atom_ener) != ntypes:
         raise InputError(f"{path}.atom_ener: expected {ntypes} values, one per type of type_map, got {len(atom_ener)}")
+    scale = getattr(config, "scale", None)
+    if isinstance(scale, tuple) and len(scale) not in (1, ntypes):
+        raise InputError(f"{path}.scale: expected one number or {ntypes}, one per type of type_map, got {len(scale)}")
     default, count = getattr(config, "default_fparam", None), getattr(config, "numb_fparam", 0)
     if default is not None and len(default) != count:
         raise InputError(f"{path}.default_fparam: expected {count} numbers (numb_fparam), got {len(default)}")

@@ -332,8 +332,10 @@ class LinearConfig(ModelSection, key="linear_ener"):
                 raise InputError(
                     f"{place}.fitting_net.atom_ener: a part has no energies of atoms; give preset_out_bias of the whole model"
                 )
-            if missing := sorted(set(self.type_map) - set(part.type_map)):
-                raise InputError(f"{place}.type_map: lacks {missing}, which are types of the whole model")
+        for k, each in enumerate(self.models):
+            own: tuple[str, ...] = getattr(each, "type_map", ())
+            if own and (missing := sorted(set(self.type_map) - set(own))):
+                raise InputError(f"models.{k}.type_map: lacks {missing}, which are types of the whole model")
         dims = {part.fitting.numb_fparam for part in self.standard_parts().values()} - {0}
         dims_of_atoms = {part.fitting.numb_aparam for part in self.standard_parts().values()} - {0}
         if len(dims) > 1 or len(dims_of_atoms) > 1:

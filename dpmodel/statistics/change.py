@@ -1,7 +1,8 @@
 """The output bias of a trained model, fitted to other data.
 
-mode "change": the least-squares fit of (label - prediction) to the types is added to the bias; "set": the bias is that of
-the labels alone, as for a fresh model.
+mode "change": the least-squares fit of (label - prediction) to the types is added to the bias (of polarizabilities, whose
+bias is multiplied by the scale of the type, divided by that); "set": the bias is that of the labels alone, as for a fresh
+model.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from dpmodel.data.dataset import Dataset, statistics_batches
-from dpmodel.data.labels import LabelRequest
+from dpmodel.data.labels import LabelRequest, of_included
 from dpmodel.data.system import Batch
 from dpmodel.errors import DataError, InputError
 from dpmodel.graph import INPUTS
 from dpmodel.metrics import requests_of
-from dpmodel.models import Model, SpinModel
+from dpmodel.models import Model, SpinModel, StandardModel
 from dpmodel.potential import Potential
 from dpmodel.precision import global_dtype
 from dpmodel.statistics.fit import bias_labels, bias_of_labels, preset_of
@@ -56,7 +57,8 @@ def changed_bias(
     requests = {request.name: request for request in requests_of(potential) if request.name in INPUTS}
     for name, atomic in bias_labels(output).items():
         if name != "atom_ener":  # energies of atoms do not enter the bias
-            requests[name] = LabelRequest(name=name, shape=output.shape, atomic=atomic, high_precision=not atomic)
+            wanted = LabelRequest(name=name, shape=output.shape, atomic=atomic, high_precision=not atomic)
+            requests[name] = of_included(wanted, model.ntypes, model.atom_exclude_types)
     dataset = Dataset.from_config(
         systems, rglob_patterns=rglob_patterns, batch_size="auto", type_map=potential.type_map,
         labels=tuple(requests.values()), label_names=label_names,
@@ -83,10 +85,16 @@ def bias_change(potential: Potential, dataset: Dataset, *, mode: str = "change",
     if found is None:
         names = " or ".join(f"{name}.npy" for name in bias_labels(output) if name != "atom_ener")
         raise DataError(f"no system has the label of {output.name!r}: expected {names} in set.*")
-    bias = found[0] if mode == "set" else old + found[0]
+    bias = found[0] if mode == "set" else old + found[0] / _share(target)
     # The deviation scales the outputs of properties: it changes only together with the bias that it was found with.
     deviation = found[1] if mode == "set" else np.asarray(target.out_std)
     return with_bias(model, bias, deviation)
+
+
+def _share(model: Any) -> np.ndarray:
+    """(types, 1): by how much outputs change per unit of bias; 1 where they do not."""
+    share = model.fitting.bias_share() if isinstance(model, StandardModel) else np.ones((model.ntypes, 1))
+    return np.where(share == 0.0, 1.0, share)
 
 
 def bias_of(model: Model) -> np.ndarray:

@@ -254,7 +254,7 @@ def bias_of_labels(model: Any, batches: Sequence[Batch], preset: Sequence[Any] |
                 values, counts, preset=preset, exclude_types=model.atom_exclude_types, intensive=output.intensive
             )
         else:
-            by_frame = common_bias(values, counts, intensive=output.intensive)
+            by_frame = common_bias(values, counts, exclude_types=model.atom_exclude_types, intensive=output.intensive)
     if atomic:
         values = np.concatenate([b.labels[name].reshape(-1, dim) for b in atomic])
         by_atom = atomic_bias(values, np.concatenate([b.atype.reshape(-1) for b in atomic]), model.ntypes)

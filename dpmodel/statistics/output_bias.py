@@ -72,15 +72,20 @@ def frame_bias(
     return bias, np.tile(deviation, (ntypes, 1))
 
 
-def common_bias(labels: Array, counts: Array, *, intensive: bool) -> Bias:
+def common_bias(labels: Array, counts: Array, *, exclude_types: Sequence[int] = (), intensive: bool) -> Bias:
     """One mean and deviation for all types: properties that do not distinguish types.
 
-    labels: (f, ...); divided by the frame's number of atoms unless `intensive`. counts: (f, ntypes).
+    labels: (f, ...); divided by the frame's number of atoms unless `intensive`. counts: (f, ntypes). exclude_types: atoms
+    of these types contribute nothing and are not counted; frames of them alone do not enter.
     Raises DataError as `frame_bias` does.
     """
     y, a = _checked(labels, counts)
+    a[:, list(exclude_types)] = 0.0
+    atoms = np.sum(a, axis=1, keepdims=True)
+    some = atoms[:, 0] > 0
+    if np.any(some):
+        y, atoms = y[some], atoms[some]
     if not intensive:
-        atoms = np.sum(a, axis=1, keepdims=True)
         y = y / np.where(atoms > 0, atoms, 1.0)
     ntypes = a.shape[1]
     return np.tile(np.mean(y, axis=0), (ntypes, 1)), np.tile(np.std(y, axis=0), (ntypes, 1))

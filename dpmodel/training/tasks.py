@@ -115,6 +115,10 @@ def labels_of(model: ModelSection, loss: Any) -> tuple[LabelRequest, ...]:
         takes_spin=model.has_spin(),
     ):
         found[request.name] = request
+    excluded = model.atom_exclude_types
+    atoms = next(name for name, atomic in bias_labels(model.output()).items() if atomic)
+    if atoms in found and atoms != "atom_ener":
+        found[atoms] = standard_labels.of_included(found[atoms], len(model.type_map), excluded)
     return tuple(found.values())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import dpmodel
 from dpmodel.cli import main
 from dpmodel.data.write import write_system
 from dpmodel.errors import DataError, InputError
+from dpmodel.files.model_file import read_model, write_model
 from dpmodel.statistics.change import changed_bias, with_bias
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -105,6 +107,46 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ):
         assert main(["change-bias", str(source), *args]) != 0
         assert says in capsys.readouterr().err
+
+
+def test_polarizabilities_with_a_scale(tmp_path: Path) -> None:
+    """Their bias is multiplied by the scale of the type: what is added is divided by it."""
+    model: Any = dpmodel.load(GOLDEN / "polar_sea.dp", backend="numpy").model
+    scale = np.array([[0.5], [4.0]])
+    potential = dpmodel.Potential.from_model(model.replace(fitting=model.fitting.replace(scale=scale)), "numpy")
+    rng, types = np.random.default_rng(3), len(potential.type_map)
+    counts, shift = rng.integers(1, 4, (5, types)), np.array([3.0, -1.0])[:types]
+    frames = [(rng.uniform(0, 9, (1, int(row.sum()), 3)), np.repeat(np.arange(types), row)) for row in counts]
+    cell, unit = 9.0 * np.eye(3)[None], np.eye(3).reshape(9)
+
+    def predicted(own: dpmodel.Potential) -> np.ndarray:
+        return np.array([own.evaluate(coord, atype, cell)["global_polar"].reshape(9) for coord, atype in frames])
+
+    labels = predicted(potential) + (counts @ shift)[:, None] * unit
+    for k, ((coord, atype), label) in enumerate(zip(frames, labels, strict=True)):
+        write_system(
+            tmp_path / f"s{k}", coord, atype, cell, type_map=list(potential.type_map),
+            labels={"polarizability": label[None]},
+        )  # fmt: skip
+    after = predicted(dpmodel.Potential.from_model(changed_bias(potential, tmp_path), "numpy"))
+    np.testing.assert_allclose(after, labels, atol=1e-9)
+
+
+def test_models_whose_bias_has_no_effect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = GOLDEN / "dipole_sea.dp"
+    numbers = ["0"] * dpmodel.load(model, "numpy").model.ntypes * 3
+    assert main(["change-bias", str(model), "-o", str(tmp_path / "m.dp"), "--bias-value", *numbers]) != 0
+    assert "its output bias has no effect, as" in capsys.readouterr().err
+    shared = read_model(GOLDEN / "property_sea.dp")
+    net: Any = shared.model
+    config = net.fitting.config.replace(distinguish_types=False)
+    one = net.replace(fitting=net.fitting.replace(config=config))
+    write_model(tmp_path / "one.dp", dataclasses.replace(shared, model=one))
+    size = np.asarray(one.out_bias).size
+    for numbers, works in (([str(k) for k in range(size)], False), (["2"] * size, True)):
+        code = main(["change-bias", str(tmp_path / "one.dp"), "--bias-value", *numbers])
+        assert (code == 0) == works
+        assert works or "all types of this model have one bias" in capsys.readouterr().err
 
 
 def test_bad_input(tmp_path: Path) -> None:

@@ -350,3 +350,35 @@ def test_water():
     np.testing.assert_array_equal(opened.order, np.concatenate([np.flatnonzero(kinds == t) for t in (0, 1)]))
     last = np.load(WATER / "data_1" / "set.001" / "force.npy")[-1].reshape(192, 3)
     np.testing.assert_array_equal(batch.labels["force"][0], last[opened.order].astype(np.float64))
+
+
+@pytest.mark.parametrize("sort_atoms", [True, False])
+def test_labels_of_selected_types_alone(tmp_path, sort_atoms):
+    """Old data of dipoles: numbers of the atoms that have one, in the order of the file."""
+    values = np.arange(3 * 2 * 3.0).reshape(3, 6) + 1.0
+    path = write_system(tmp_path / "s", np.random.default_rng(0).random((3, 5, 3)), TYPES, None, type_map=["H", "O"])
+    np.save(path / "set.000" / "atomic_dipole.npy", values)
+    request = LabelRequest(name="atom_dipole", shape=(3,), atomic=True)
+    chosen = labels.of_included(request, 3, (0, 2))
+    assert chosen.selected == (1,) and labels.of_included(request, 3, ()) == request
+    for refused in (request, labels.of_included(request, 3, (0, 1))):  # of all atoms; of the three of O
+        with pytest.raises(DataError, match=r"expected shape 3 x 15 .*15 numbers for 5 atoms\), found 3 x 6"):
+            NpySystem.open(path, ["X", "H", "O"], [refused])
+    # The two atoms of type 0 of the file are H: type 1 of this model.
+    system = NpySystem.open(path, ["X", "H", "O"], [chosen], sort_atoms=sort_atoms)
+    found = system.batch(np.array([2, 0])).labels["atom_dipole"]
+    whole = np.zeros((3, 5, 3))
+    whole[:, [1, 3]] = values.reshape(3, 2, 3)
+    np.testing.assert_array_equal(found, whole[[2, 0]][:, system.order])
+    np.save(path / "set.000" / "atomic_dipole.npy", np.full((3, 6), np.nan))
+    with pytest.raises(DataError, match="expected finite numbers"):
+        NpySystem.open(path, ["X", "H", "O"], [chosen])
+
+
+def test_tensors_of_atoms_in_rows(tmp_path):
+    values = np.random.default_rng(0).random((3, 5, 9))
+    path = write_system(tmp_path / "s", np.random.default_rng(0).random((3, 5, 3)), TYPES, None, type_map=["H", "O"])
+    np.save(path / "set.000" / "atom_polarizability.npy", values)
+    request = LabelRequest(name="atom_polarizability", shape=(3, 3), atomic=True)
+    batch = NpySystem.open(path, None, [request], sort_atoms=False).batch(np.arange(3))
+    np.testing.assert_array_equal(batch.labels[request.name], values.reshape(3, 5, 3, 3))

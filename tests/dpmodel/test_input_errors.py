@@ -177,3 +177,35 @@ def test_options_of_a_part_that_the_whole_has() -> None:
 def test_layer_normalisation_adds_a_positive_number(value: float) -> None:
     attention = {"type": "dpa1", "sel": 20, "rcut": 4.0, "ln_eps": value}
     assert message("model.descriptor", attention).startswith("model.descriptor.ln_eps: expected a number above 0, got")
+
+
+@pytest.mark.parametrize("value", ["x", {"a": 1}, [1.0, None], True, [], [float("nan"), 1.0]])
+def test_scales_of_polarizabilities(value: Any) -> None:
+    found = message("model.fitting_net", {"type": "polar", "scale": value})
+    one = isinstance(value, list) and len(value) > 1 and value[1] == 1.0  # NaN is found before
+    what = (
+        "[0]: expected a finite number, got nan" if one else ": expected a finite number, or a list with one for every"
+    )
+    assert found.startswith(f"model.fitting_net.scale{what}")
+
+
+def test_as_many_scales_as_types() -> None:
+    found = message("model.fitting_net", {"type": "polar", "scale": [1.0, 2.0, 3.0]})
+    assert found == "model.fitting_net.scale: expected one number or 2, one per type of type_map, got 3"
+
+
+def test_pair_tables_of_too_few_types() -> None:
+    data = changed("model.type", "linear_ener")
+    part = {name: data["model"].pop(name) for name in ("descriptor", "fitting_net")}
+    table = {"type": "pairtab", "tab_file": "t.txt", "rcut": 4.0, "sel": 10, "type_map": data["model"]["type_map"][:1]}
+    data["model"]["models"] = [part, table]
+    with pytest.raises(InputError, match=r"models\.1\.type_map: lacks .*, which are types of the whole model"):
+        load_input(data)
+
+
+def test_one_capacity_for_all_types_may_be_a_list() -> None:
+    data = changed("model.descriptor", {"type": "dpa1", "sel": [20], "rcut": 4.0})
+    assert load_input(data).model.environment.sel == (20,)
+    assert message("model.descriptor", {"type": "dpa1", "sel": [20, 20, 20], "rcut": 4.0}).startswith(
+        "model.descriptor.sel: expected 2 numbers, one per type of type_map, got 3"
+    )

@@ -198,6 +198,9 @@ def test_common_bias() -> None:
     np.testing.assert_allclose((bias, deviation), ([[4.0]] * 2, [[2.0]] * 2))
     bias, deviation = common_bias([[8.0], [12.0]], counts, intensive=True)
     np.testing.assert_allclose((bias, deviation), ([[10.0]] * 2, [[2.0]] * 2))
+    # Atoms that contribute nothing are not counted; a frame of those alone says nothing.
+    bias, deviation = common_bias([[8.0], [12.0]], counts, exclude_types=(0,), intensive=False)
+    np.testing.assert_allclose((bias, deviation), ([[8.0 / 3.0]] * 2, [[0.0]] * 2))
 
 
 def test_atomic_labels_and_merging() -> None:

@@ -192,3 +192,14 @@ def test_tables_of_names_that_do_not_fit(tmp_path):
     folder = Path(__file__).parents[3] / "examples" / "water" / "data" / "data_0"
     with pytest.raises(InputError, match="label_names: it is for extended XYZ files, and there is none among"):
         Dataset.from_config(folder, type_map=["O", "H"], labels=(labels.ENERGY,), label_names=NAMES)
+
+
+def test_tensors_of_atoms(tmp_path):
+    """Nine numbers per atom are columns of one property."""
+    columns = "Properties=species:S:1:pos:R:3:atomic_polarizability:R:9"
+    values = np.random.default_rng(0).random((3, 9))
+    request = LabelRequest(name="atom_polarizability", shape=(3, 3), atomic=True)
+    text = frame(f"{formats.lattice(CELL)} {columns}", values)
+    (found,) = opened(tmp_path, text, (request,), sort_atoms=False)
+    batch = found.batch(np.array([0]))
+    np.testing.assert_allclose(batch.labels[request.name][0], values.reshape(3, 3, 3), rtol=1e-7)
