@@ -329,7 +329,7 @@ for k, (frames, atoms) in enumerate(((count + 1, 6), (1, 6), (count, 6))):
     for key, value in expected.items():
         assert np.isnan(value) == np.isnan(ours[key])
         found["metrics"] = max(found["metrics"], 0.0 if np.isnan(value) else abs(ours[key] - value) / max(1.0, abs(value)))
-measured = [stepper.measure(batch, 0.001)["rmse"] for stepper in (several, one)]
+measured = [stepper.measure(batch, 0.001)[loss.metrics[0]] for stepper in (several, one)]
 found["measured"] = abs(measured[0] - measured[1])
 for name, (a, b) in {
     "state": (several.model().state(), one.model().state()),
@@ -358,7 +358,15 @@ def on_devices(count: int, program: str, *arguments: object, cwd: Path | None = 
         ("se_e2_a", 2),
         *(
             pytest.param(*each, marks=pytest.mark.nightly)
-            for each in (("spin", 2), ("dpa3", 2), ("spin_dpa3", 2), ("params", 3))
+            for each in (
+                ("spin", 2),
+                ("dpa3", 2),
+                ("spin_dpa3", 2),
+                ("params", 3),
+                ("dipole", 3),
+                ("dos", 2),
+                ("property", 3),
+            )
         ),
     ],
 )
