@@ -78,7 +78,7 @@ class TorchSimModel(ModelInterface):  # type: ignore[misc]  # torch_sim has no t
         unknown parameters; BackendError for other backends and unknown devices.
         """
         super().__init__()
-        check_parameters(parameters or (), ("fparam", "charge_spin"))
+        check_parameters(parameters or ())
         chosen = pick_device(None if device is None else str(device))
         if not isinstance(model, Potential):
             model = load(model, backend or "pt", head=head, device=str(chosen))

@@ -93,7 +93,7 @@ class Column:
         and are taken as well. Raises DataError.
         """
         legal = {(size,), (size // 3, 3), shape if size != 1 else ()}
-        if len(shape) > 2:
+        if len(shape) > 1 and size % shape[0] == 0:
             legal.add((shape[0], size // shape[0]))
         counts = []
         for k, path in enumerate(paths):

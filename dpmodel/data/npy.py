@@ -75,14 +75,13 @@ class NpySystem(FrameSystem):
             columns["box"] = _open_box(sets, frames)
         if mixed:
             columns["real_atom_types"] = _open_mixed(sets, natoms, frames, table)
-            atype, order = None, np.arange(natoms)
+            in_files, atype, order = None, None, np.arange(natoms)
         else:
-            atype = apply_table(kinds, table, names, root / "type.raw")
-            order = np.argsort(atype, kind="stable") if sort_atoms else np.arange(natoms)
-            atype = atype[order]
+            in_files = apply_table(kinds, table, names, root / "type.raw")
+            order = np.argsort(in_files, kind="stable") if sort_atoms else np.arange(natoms)
+            atype = in_files[order]
 
         requests = tuple(as_request(label) for label in labels)
-        in_files = None if mixed else apply_table(kinds, table, names, root / "type.raw")
         for request in requests:
             column = _open_part(sets, request, in_files, frames) or _open_label(sets, request, natoms, frames)
             if column is not None:
@@ -171,6 +170,11 @@ def _open_mixed(sets: Sequence[Folder], natoms: int, frames: Sequence[int], tabl
     return column
 
 
+def _file_of(folder: Folder, request: LabelRequest) -> Folder | None:
+    """The label's file in a set."""
+    return next((folder / name for name in request.files if (folder / name).is_file()), None)
+
+
 def _open_part(
     sets: Sequence[Folder], request: LabelRequest, atype: Integers | None, frames: Sequence[int]
 ) -> PartialColumn | None:
@@ -179,7 +183,7 @@ def _open_part(
         return None
     atoms = np.flatnonzero(np.isin(atype, request.selected))
     each = request.ndof // request.repeat
-    paths = [folder / f for folder in sets for f in request.files if (folder / f).is_file()]
+    paths = [path for folder in sets if (path := _file_of(folder, request)) is not None]
     if len(paths) != len(sets) or not 0 < len(atoms) < len(atype):
         return None
     if any(Column.width(path) != each * len(atoms) for path in paths):
@@ -194,7 +198,7 @@ def _open_part(
 
 def _open_label(sets: Sequence[Folder], request: LabelRequest, natoms: int, frames: Sequence[int]) -> Column | None:
     """The label's column; None where no set has it. Raises DataError where some sets lack it."""
-    paths = [next((folder / f for f in request.files if (folder / f).is_file()), None) for folder in sets]
+    paths = [_file_of(folder, request) for folder in sets]
     present = [path for path in paths if path is not None]
     if not present:
         if request.everywhere:
@@ -216,8 +220,9 @@ def _open_label(sets: Sequence[Folder], request: LabelRequest, natoms: int, fram
         if request.atomic
         else "per frame"
     )
+    alone = "" if request.selected is None else ", or those of the types that the model has outputs of"
     column = Column.open(
-        present, size, frames, f"frames as in coord.npy, {size} numbers {per}", request.frame_shape(natoms)
+        present, size, frames, f"frames as in coord.npy, {size} numbers {per}{alone}", request.frame_shape(natoms)
     )
     column.check_finite()
     return column

@@ -93,14 +93,20 @@ class SpinModel(Model):
         )
         backbone = self.backbone.with_type_map((*change.new, *virtual))
         if change.added:
-            m = len(change.new)
-            backbone = _without(backbone, [m + change.new.index(name) for name in change.added])
+            hidden = {name for name, at in zip(change.old, range(n, 2 * n), strict=True) if self._is_hidden(at)}
+            hidden.update(change.added)
+            backbone = _without(backbone, [len(change.new) + k for k, name in enumerate(change.new) if name in hidden])
         return self.replace(
             backbone=backbone,
             use_spin=change.values(self.use_spin, False),
             virtual_scale=change.rows(self.virtual_scale, 0.0),
             **self._types_changed(change),
         )
+
+    def _is_hidden(self, kind: int) -> bool:
+        """Whether atoms of a type of the backbone are neighbours of nobody."""
+        pairs = {tuple(sorted(pair)) for pair in self.backbone.pair_exclude_types}
+        return all((min(kind, q), max(kind, q)) in pairs for q in range(self.backbone.ntypes))
 
     def bytes_per_atom(self) -> int:
         return 2 * self.backbone.bytes_per_atom()
@@ -120,7 +126,7 @@ class SpinModel(Model):
 
 
 def _without(backbone: StandardModel, types: Sequence[int]) -> StandardModel:
-    """The backbone with atoms of these types contributing nothing, and neighbours of nobody."""
+    """The backbone with atoms of these (virtual) types contributing nothing, and neighbours of nobody."""
     count = backbone.ntypes
     pairs = tuple((p, q) for p in types for q in range(count))
 

@@ -257,19 +257,25 @@ def bias_of_labels(model: Any, batches: Sequence[Batch], preset: Sequence[Any] |
             by_frame = common_bias(values, counts, exclude_types=model.atom_exclude_types, intensive=output.intensive)
     if atomic:
         values = np.concatenate([b.labels[name].reshape(-1, dim) for b in atomic])
-        by_atom = atomic_bias(values, np.concatenate([b.atype.reshape(-1) for b in atomic]), model.ntypes)
-    bias = merge_bias(by_atom, by_frame)
+        kinds = np.concatenate([b.atype.reshape(-1) for b in atomic])
+        if output.by_type:
+            by_atom = atomic_bias(values, kinds, model.ntypes)
+        else:
+            included = (kinds >= 0) & ~np.isin(kinds, model.atom_exclude_types)
+            bias, deviation = atomic_bias(values, np.where(included, 0, -1), 1)
+            by_atom = np.repeat(bias, model.ntypes, axis=0), np.repeat(deviation, model.ntypes, axis=0)
+    found = merge_bias(by_atom, by_frame)
     for t, value in enumerate((preset or ()) if output.by_type else ()):
         if value is not None:  # labels of atoms do not change what the input fixes
-            bias[0][t] = value
-    return bias
+            found[0][t] = value
+    return found
 
 
 def _bias_options(model: Any, name: str) -> dict[str, Any]:
     """What the bias depends on besides the labels."""
     given = model.preset_out_bias is not None and name in model.preset_out_bias
     preset = [] if (values := preset_of(model, name)) is None or all(v is None for v in values) else list(values)
-    common = {} if model.output().by_type else {"one_for_all_types": True}
+    common = {} if model.output().by_type else {"one_for_all_types": "of the atoms that count"}
     return {
         **common,
         "preset_out_bias" if given else "atom_ener": preset,

@@ -264,7 +264,9 @@ def _completed(model: Model, donor: Any, where: str) -> Model:
         "--force-load: %s; these keep their initial values: %s; these are not used: %s",
         where, ", ".join(missing) or "none", ", ".join(unknown) or "none",
     )  # fmt: skip
-    common = {name: np.asarray(its[name]).astype(own[name].dtype) for name in own if name in its}
+    common = {
+        name: np.asarray(its[name]).astype(own[name].dtype) for name in own if name in its and name not in options
+    }
     try:
         found = model.with_state(common, strict=False)
     except ValueError as problem:
@@ -296,8 +298,9 @@ def _with_new_types(model: Model, fitted: Model, added: Sequence[str]) -> Model:
         rows |= {
             n: types for n in state if n.startswith(f"{prefix}descriptor.") and n.split(".")[-1] in ("davg", "dstd")
         }
-    own = "backbone." if isinstance(model, SpinModel) else ""  # its first types are those of the whole
-    rows[f"{own}out_std"] = rows[f"{own}out_bias"] = [model.type_map.index(symbol) for symbol in added]
+    if model.output().by_type:  # else all types have the bias of the old ones
+        own = "backbone." if isinstance(model, SpinModel) else ""  # its first types are those of the whole
+        rows[f"{own}out_std"] = rows[f"{own}out_bias"] = [model.type_map.index(symbol) for symbol in added]
     for name, types in rows.items():
         if types and name in state:
             state[name] = state[name].copy()

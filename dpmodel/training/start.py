@@ -68,12 +68,14 @@ _PLACES = frozenset(("systems", "rglob_patterns", "stat_file", "stat_file_mode")
 _SECTIONS = ("model", "learning_rate", "optimizer", "loss", "loss_dict", "training", "validating")
 """Of an input: of one task or of several, so that all processes compare equally many."""
 
+_ARRAYS = frozenset(("scale", "default_fparam"))
+"""Options that models keep as arrays too (`given_of`), by which they are compared."""
+
 _OF_STATISTICS = frozenset(("set_davg_zero", "fix_stat_std"))
 """Options that tell how statistics are taken, and nothing else."""
 
 _CHOSEN_ANEW = frozenset(("sel", "seed", "trainable", "precision"))
 """Options that may differ from those of the model whose weights are taken; `sel` is compared by itself."""
-
 
 _BESIDES_SECTIONS = frozenset(
     (
@@ -81,7 +83,6 @@ _BESIDES_SECTIONS = frozenset(
         "atom_exclude_types",
         "weights",
         "use_spin",
-        "virtual_scale",
         "smin_alpha",
         "sw_rmin",
         "sw_rmax",
@@ -219,10 +220,10 @@ def adopt(model: Model, other: Any, where: str, *, exact: bool) -> Model:
                 f"{where} holds {wrong[0]} in {state[wrong[0]].dtype}, the run would use {numbers[wrong[0]].dtype}: set "
                 "DP_INTERFACE_PREC as it was, or begin a new run with --init-model"
             )
-        if changed := [name for name in kept if _differ(name, kept, former)]:
+        if changed := [name for name in _other_arrays(former, kept) if name.endswith(_TABLE)]:
             raise ModelFileError(
-                f"{where} has other numbers in {changed[0]} than the input gives: a file that it names has changed. Put it "
-                "back, or begin a new run with --init-model"
+                f"{where} has another pair table ({changed[0]}) than the file that the input names: put the file back as it "
+                "was, or begin a new run with --init-model"
             )
     else:
         state = {name: value for name, value in state.items() if name not in former} | kept
@@ -233,12 +234,16 @@ def adopt(model: Model, other: Any, where: str, *, exact: bool) -> Model:
     except ValueError as problem:
         raise ModelFileError(f"{where} does not fit the model section of the input: {problem}") from problem
     found = with_empty_types(found, empty_types(other))
-    changes = list(_differences(_options(other), _options(model), "", free=_CHOSEN_ANEW | _OF_STATISTICS))
-    changes += [f"{name} has other numbers" for name in kept if name.endswith(".rows") and _differ(name, kept, former)]
-    if changes:
+    free = _CHOSEN_ANEW | _OF_STATISTICS | _ARRAYS
+    changes = list(_differences(_options(other), _options(model), "", free=free))
+    arrays = list(_other_arrays(former, kept).values())
+    if changes or (arrays and not exact):
         logger.warning(
-            "%s was made with other options than the input has, which are used: %s", where, "; ".join(changes)
-        )
+            "%s was made with other options than the input has, which are used: %s",
+            where, "; ".join([*changes, *([] if exact else arrays)]),
+        )  # fmt: skip
+    if arrays and exact:
+        logger.warning("%s goes on with its own options where the input has others: %s", where, "; ".join(arrays))
     changes = list(_differences(_options(other), _options(model), "", only=_OF_STATISTICS))
     if changes:
         logger.warning(
@@ -293,6 +298,9 @@ def _differences(
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted(old.keys() & new.keys() - free):
             yield from _differences(old[key], new[key], f"{path}.{key}", free, only)
+    elif _sections(old) and _sections(new) and len(old) == len(new):
+        for k, (one, other) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(one, other, f"{path}.{k}", free, only)
     elif old != new and (only is None or path.rsplit(".", 1)[-1] in only) and not _same_pairs(path, old, new):
         yield f"{path.lstrip('.')} is {new!r} (was {old!r})"
 
@@ -305,12 +313,37 @@ def _same_pairs(path: str, old: Any, new: Any) -> bool:
     return one == other
 
 
-def _differ(name: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return name in other and not np.array_equal(np.asarray(one[name]), np.asarray(other[name]))
+def _sections(value: Any) -> bool:
+    """Whether it is a list of sections."""
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(item, Mapping) for item in value)
+
+
+_TABLE = "rows"
+"""A pair table as it was read, by the last part of its path; its splines follow from it."""
+
+
+def _other_arrays(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """By path, what is said of options that are arrays, where they differ by more than rounding."""
+    found = {}
+    for name in sorted(old.keys() | new.keys()):
+        one, other = (np.asarray(each[name]) if name in each else None for each in (old, new))
+        if name.endswith("coefficients") or (
+            one is not None
+            and other is not None
+            and one.shape == other.shape
+            and np.allclose(one, other, rtol=1e-6 if np.float32 in (one.dtype, other.dtype) else 1e-12, atol=0.0)
+        ):
+            continue
+        if name.endswith(_TABLE):
+            found[name] = f"{name} is another table"
+        else:
+            was, now = (None if each is None else np.ravel(each).tolist() for each in (one, other))
+            found[name] = f"{name} is {now} (was {was})"
+    return found
 
 
 def _options(model: Op) -> dict[str, Any]:
-    """By place, the options of every part that has a section, and what models leave out."""
+    """By place, the options of every part that has a section, and those that models have as fields."""
     found: dict[str, Any] = {}
     section = getattr(model, "config", None)
     if isinstance(section, Config):
@@ -318,7 +351,7 @@ def _options(model: Op) -> dict[str, Any]:
     for name, kind in model.fields():
         value = getattr(model, name)
         if name in _BESIDES_SECTIONS:
-            found[name] = value.tolist() if isinstance(value, np.ndarray) else value
+            found[name] = value
         if kind is Kind.CHILD:
             found |= {f"{name}{suffix}": _options(part) for suffix, part in children(value)}
     return {name: value for name, value in found.items() if value != {}}

@@ -94,7 +94,7 @@ def test_refusals() -> None:
     with pytest.raises(InputError, match=r"the model has no type for Cu; its type_map is \['O', 'H'\]"):
         model.forward(state(copper))
     file = GOLDEN / "se_e2_a.dp"
-    with pytest.raises(InputError, match="unknown argument 'fparm'; models take fparam, charge_spin"):
+    with pytest.raises(InputError, match="unknown argument 'fparm'; models take fparam, aparam, charge_spin"):
         TorchSimModel(file, device="cpu", parameters={"fparm": [1.0]})
     with pytest.raises(BackendError, match="xpuu"):
         TorchSimModel(file, device="xpuu")

@@ -362,7 +362,7 @@ def test_labels_of_selected_types_alone(tmp_path, sort_atoms):
     chosen = labels.of_included(request, 3, (0, 2))
     assert chosen.selected == (1,) and labels.of_included(request, 3, ()) == request
     for refused in (request, labels.of_included(request, 3, (0, 1))):  # of all atoms; of the three of O
-        with pytest.raises(DataError, match=r"expected shape 3 x 15 .*15 numbers for 5 atoms\), found 3 x 6"):
+        with pytest.raises(DataError, match=r"expected shape 3 x 15 .*15 numbers for 5 atoms.*\), found 3 x 6"):
             NpySystem.open(path, ["X", "H", "O"], [refused])
     # The two atoms of type 0 of the file are H: type 1 of this model.
     system = NpySystem.open(path, ["X", "H", "O"], [chosen], sort_atoms=sort_atoms)
@@ -370,6 +370,10 @@ def test_labels_of_selected_types_alone(tmp_path, sort_atoms):
     whole = np.zeros((3, 5, 3))
     whole[:, [1, 3]] = values.reshape(3, 2, 3)
     np.testing.assert_array_equal(found, whole[[2, 0]][:, system.order])
+    np.save(path / "set.000" / "atom_dipole.npy", 2.0 * values)  # the first spelling counts
+    both = NpySystem.open(path, ["X", "H", "O"], [chosen], sort_atoms=False).batch(np.array([0]))
+    np.testing.assert_array_equal(both.labels["atom_dipole"][0], 2.0 * whole[0])
+    (path / "set.000" / "atom_dipole.npy").unlink()
     np.save(path / "set.000" / "atomic_dipole.npy", np.full((3, 6), np.nan))
     with pytest.raises(DataError, match="expected finite numbers"):
         NpySystem.open(path, ["X", "H", "O"], [chosen])

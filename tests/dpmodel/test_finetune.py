@@ -188,6 +188,18 @@ def test_spin_takes_the_descriptor_of_its_backbone() -> None:
     assert_equal(state(found), {**state(old), **state(new, "virtual_scale")})
 
 
+def test_a_bias_that_all_types_share_stays_that_of_the_old_ones() -> None:
+    net = {"type": "property", "property_name": "gap", "distinguish_types": False}
+    old = trained(7, DPA1, ("O", "H"), fitting=net)
+    new = build_model(section(DPA1, ("C", "O", "H"), fitting=net), seed=1)
+    fitted = new.with_state({name: np.full_like(np.asarray(value), 9.0) for name, value in state(new).items()})
+    found = fine_tune(
+        new, origin(Default=old), {"": Plan("inherit", "Default")}, fit=lambda m: fitted, change=lambda t, m: m
+    )
+    for name in ("out_bias", "out_std"):
+        np.testing.assert_array_equal(getattr(found, name), np.repeat(np.asarray(getattr(old, name))[:1], 3, axis=0))
+
+
 def test_a_model_with_spin_learns_of_another_type() -> None:
     old = trained(7, DPA1, ("O", "Ni"), spin={"use_spin": ["Ni"], "virtual_scale": [0.0, 0.3]})
     given = section(DPA1, ("Ni", "Co", "O"), spin={"use_spin": ["Ni", "Co"], "virtual_scale": [0.3, 0.2, 0.0]})

@@ -14,6 +14,8 @@ import dpmodel
 from dpmodel.cli import main
 from dpmodel.errors import InputError
 from dpmodel.files.model_file import read_model, write_model
+from dpmodel.input import load_model
+from dpmodel.models.build import build_model
 from dpmodel.nn.type_embedding import TypeEmbedding, make_type_embedding
 from dpmodel.potential import Potential
 from dpmodel.type_map import TypeChange
@@ -180,15 +182,31 @@ def test_what_cannot_be_changed():
         model.with_type_map(model.type_map[1:])
 
 
-def test_new_types_of_models_with_spin_have_none():
-    model = read_model(GOLDEN / "spin_dpa3.dp").model
-    new = model.with_type_map(("Xe", *model.type_map))
-    n = new.ntypes
-    assert new.use_spin == (False, *model.use_spin) and new.spin_scales == (0.0, *model.spin_scales)
-    assert new.backbone.type_map[n] == "Xe_spin" and n in new.backbone.atom_exclude_types
-    hidden = {(n, t) for t in range(2 * n)}
-    assert hidden <= set(new.backbone.pair_exclude_types)
-    assert hidden <= set(new.backbone.descriptor.config.exclude_types)
+def test_new_types_of_models_with_spin_have_no_spin():
+    """They leave out what a model made for these types leaves out."""
+    dpa1 = {"type": "dpa1", "rcut": 4.0, "rcut_smth": 0.5, "sel": 20, "neuron": [2], "axis_neuron": 2, "attn_layer": 0}
+    for descriptor in (dpa1, {"type": "hybrid", "list": [dpa1, {**dpa1, "rcut": 3.0}]}):
+        old, expected = (
+            build_model(load_model({
+                "type_map": types, "descriptor": descriptor, "fitting_net": {"neuron": [2]},
+                "spin": {"use_spin": ["A"], "virtual_scale": 0.3},
+            }), seed=1)
+            for types in (["A", "B"], ["C", "B", "A"])
+        )  # fmt: skip
+        new = old.with_type_map(("C", "B", "A"))
+        assert new.use_spin == expected.use_spin and new.spin_scales == expected.spin_scales
+        assert new.backbone.type_map == expected.backbone.type_map
+        assert sorted(new.backbone.atom_exclude_types) == sorted(expected.backbone.atom_exclude_types)
+        for one, other in zip(excluded_pairs(new.backbone), excluded_pairs(expected.backbone), strict=True):
+            assert {tuple(sorted(pair)) for pair in one} == {tuple(sorted(pair)) for pair in other}
+
+
+def excluded_pairs(backbone):
+    """Of the model, of its descriptor, and of the parts and the section of a hybrid."""
+    descriptor = backbone.descriptor
+    parts = getattr(descriptor, "parts", (descriptor,))
+    sections = [part.config for part in parts] + list(getattr(descriptor.config, "list", ()))
+    return [backbone.pair_exclude_types, *(section.exclude_types for section in sections)]
 
 
 def test_fewer_types_of_pair_tables_and_spins():
