@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from dpmodel.errors import ModelFileError
 from dpmodel.files.model_file import ModelFile, TasksFile, read_model, read_models, write_model
 
 __all__ = ["run"]
+
+log = logging.getLogger(__name__)
 
 READABLE = (".dp", ".yaml", ".yml", ".json", ".hlo", ".pt")
 WRITABLE = (".dp", ".yaml", ".yml", ".json")
@@ -49,6 +52,8 @@ def run(args: argparse.Namespace) -> None:
     source, target = Path(args.source), Path(args.target)
     _check(source, READABLE, SOURCES, "read")
     _check(target, WRITABLE, TARGETS, "written")
+    if args.atomic_virial:
+        log.warning("--atomic-virial: has no effect on model files; it is an option of `dpmodel freeze`")
     file: ModelFile | TasksFile = read_models(source) if args.head is None else read_model(source, args.head)
     write_model(target, file if args.type_map is None else file.with_type_map(args.type_map))
     print(f"{source} -> {target}")

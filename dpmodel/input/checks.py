@@ -13,7 +13,7 @@ from dpmodel.errors import InputError
 from dpmodel.input.optimizers import AdamWConfig, check_optimizer, optimizer_notes
 from dpmodel.input.sections import ModelConfig, TaskDataConfig, ValidatingConfig
 from dpmodel.input.values import show
-from dpmodel.losses import EnerLossConfig
+from dpmodel.losses import EnerLossConfig, EnerSpinLossConfig
 from dpmodel.losses.base import LossConfig
 from dpmodel.models.build import check_preset
 from dpmodel.models.config import LinearConfig, ModelSection
@@ -99,7 +99,7 @@ def notes(inp: Input, given: dict[str, Any]) -> list[str]:
         data = task.data.training_data
         if data.sys_probs is not None and data.auto_prob != "prob_sys_size":
             out.append(f"{prefix}.training_data.sys_probs: overrides auto_prob")
-        if isinstance(task.loss, EnerLossConfig):
+        if isinstance(task.loss, EnerLossConfig | EnerSpinLossConfig):
             out += _loss_notes(task.loss, f"loss_dict.{name}" if inp.multi else "loss")
         path = f"model.model_dict.{name}" if inp.multi else "model"
         for place, part in task.model.standard_parts().items():
@@ -165,13 +165,18 @@ def _charge_spin_notes(model: ModelConfig, path: str) -> list[str]:
     return []
 
 
-def _loss_notes(loss: EnerLossConfig, path: str) -> list[str]:
+def _loss_notes(loss: EnerLossConfig | EnerSpinLossConfig, path: str) -> list[str]:
     """Options that need another one to act."""
-    without = {
-        "huber_delta": (loss.use_huber, "use_huber: true"),
-        "numb_generalized_coord": (loss.active("gf"), "start_pref_gf or limit_pref_gf"),
-        "use_default_pf": (loss.active("pf"), "start_pref_pf or limit_pref_pf"),
-    }
+    squares = loss.loss_func == "mse"
+    without = {"intensive_ener_virial": (squares, "loss_func: mse")}
+    if isinstance(loss, EnerLossConfig):
+        without = {
+            "use_huber": (squares, "loss_func: mse"),
+            "huber_delta": (squares and loss.use_huber, "use_huber: true and loss_func: mse"),
+            "intensive_ener_virial": (squares and not loss.use_huber, "loss_func: mse and use_huber: false"),
+            "numb_generalized_coord": (loss.active("gf"), "start_pref_gf or limit_pref_gf"),
+            "use_default_pf": (loss.active("pf"), "start_pref_pf or limit_pref_pf"),
+        }
     return [
         f"{path}.{name}: has no effect without {needed}"
         for name, (acts, needed) in without.items()

@@ -106,16 +106,11 @@ class EnerLossConfig(LossConfig, key="ener", aliases=("ener_hess",)):
     def check(self) -> None:
         """Raise InputError for values out of range and for options that do not go together."""
         self.check_options()
-        if self.use_huber:
+        if self.use_huber and self.loss_func == "mse":
             wrong = [f"start_pref_{term}" for term in ("pf", "gf", "h") if self.active(term)]
             wrong += ["relative_f"] if self.relative_f is not None else []
             if wrong:
                 raise InputError(f"loss: use_huber does not go with {', '.join(wrong)}; remove one or the other")
-        if self.loss_func == "mae" and self.use_huber:
-            raise InputError("loss: use_huber does not go with loss_func mae; remove one or the other")
-        if self.intensive_ener_virial and (self.use_huber or self.loss_func == "mae"):
-            other = "use_huber" if self.use_huber else "loss_func mae"
-            raise InputError(f"loss: intensive_ener_virial does not go with {other}; remove one or the other")
         if self.f_use_norm and not (self.use_huber or self.loss_func == "mae"):
             raise InputError("loss: f_use_norm needs use_huber: true or loss_func: mae; the squared norm is mse itself")
         if self.active("gf") and self.numb_generalized_coord < 1:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 from dpmodel.config import option
-from dpmodel.errors import InputError
 from dpmodel.losses.base import Label, LossConfig, Term, TermLoss
 from dpmodel.losses.ener import EnergyBatch, energy_labels, pref, relative_force
 from dpmodel.ops import array_namespace, as_dtype
@@ -57,10 +56,8 @@ class EnerSpinLossConfig(LossConfig, key="ener_spin"):
         return {"E": "e", "FR": "fr", "FM": "fm"}
 
     def check(self) -> None:
-        """Raise InputError for values out of range and for options that do not go together."""
+        """Raise InputError for values out of range."""
         self.check_options()
-        if self.intensive_ener_virial and self.loss_func == "mae":
-            raise InputError("loss: intensive_ener_virial does not go with loss_func mae; remove one or the other")
 
 
 class EnerSpinLoss(TermLoss):

@@ -136,6 +136,17 @@ def test_aliases(path: str, alias: str) -> None:
         ("optimizer.type", "AdamW", "optimizer.weight_decay: not given; AdamW's default 0.001 is used"),
         ("loss.huber_delta", 0.1, "loss.huber_delta: has no effect without use_huber: true"),
         ("loss.huber_delta", 0.01, ""),
+        ("loss", {"loss_func": "mae", "use_huber": True}, "loss.use_huber: has no effect without loss_func: mse"),
+        (
+            "loss",
+            {"loss_func": "mae", "intensive_ener_virial": True},
+            "loss.intensive_ener_virial: has no effect without",
+        ),
+        (
+            "loss",
+            {"use_huber": True, "intensive_ener_virial": True},
+            "loss.intensive_ener_virial: has no effect without loss_func: mse and use_huber: false",
+        ),
         ("loss.numb_generalized_coord", 2, "loss.numb_generalized_coord: has no effect without start_pref_gf or"),
         ("loss.use_default_pf", True, "loss.use_default_pf: has no effect without start_pref_pf or limit_pref_pf"),
         ("training.ema_decay", 0.9, "training.ema_decay: has no effect without training.enable_ema: true"),

@@ -34,6 +34,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "huber_norm": {**ALL, "use_huber": True, "huber_delta": 0.8, "f_use_norm": True},
     "mae": {**ALL, **PF, **GF, "loss_func": "mae"},
     "mae_norm": {**ALL, **PF, "loss_func": "mae", "f_use_norm": True, "relative_f": 0.3},
+    "mae_of_huber": {**ALL, **PF, "loss_func": "mae", "use_huber": True, "intensive_ener_virial": True},
+    "huber_of_intensive": {**ALL, "use_huber": True, "huber_delta": 0.4, "intensive_ener_virial": True},
     "default_pf": {**PF, "use_default_pf": True},
 }
 LABELS = ("energy", "force", "virial", "atom_ener", "atom_pref", "atom_ener_coeff", "drdq")
@@ -334,9 +336,6 @@ def test_config() -> None:
         ({"use_huber": True, "relative_f": 1.0}, "relative_f"),
         ({"f_use_norm": True}, "f_use_norm needs"),
         ({"start_pref_gf": 1.0}, "numb_generalized_coord"),
-        ({"use_huber": True, "loss_func": "mae"}, "use_huber does not go with loss_func mae"),
-        ({"use_huber": True, "intensive_ener_virial": True}, "intensive_ener_virial does not go with use_huber"),
-        ({"loss_func": "mae", "intensive_ener_virial": True}, "intensive_ener_virial does not go with loss_func mae"),
         ({"huber_delta": (0.1, 0.2)}, "or three"),
         ({"huber_delta": -0.1}, "above 0"),
         ({"huber_delta": (0.1, 0.0, 0.1)}, "above 0"),

@@ -370,7 +370,6 @@ def test_spin(options: dict[str, Any], magnetic: str) -> None:
         (PropertyLossConfig(loss_func="huber"), r"loss_func must be one of \['smooth_mae'"),
         (PropertyLossConfig(beta=0.0), "beta must be a number above 0"),
         (EnerSpinLossConfig(loss_func="rmse"), r"loss_func must be one of \['mse', 'mae'\]"),
-        (EnerSpinLossConfig(loss_func="mae", intensive_ener_virial=True), "does not go with loss_func mae"),
         (EnerSpinLossConfig(start_pref_fm=-1.0), "start_pref_fm must be a number of at least 0"),
         (EnerSpinLossConfig(relative_f=0.0), "relative_f must be a number above 0"),
     ],
