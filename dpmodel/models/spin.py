@@ -133,7 +133,7 @@ def _without(backbone: StandardModel, types: Sequence[int]) -> StandardModel:
     def shut(op: Op, copy: Op) -> Op:
         section = getattr(op, "config", None)
         if isinstance(section, Config) and "exclude_types" in section.options():
-            hidden = tuple(dict.fromkeys((*section.exclude_types, *pairs)))  # type: ignore[attr-defined]  # has them
+            hidden = tuple(dict.fromkeys((*section.exclude_types, *pairs)))  # type: ignore[attr-defined]  # asked above
             return copy.replace(config=section.replace(exclude_types=hidden))
         if isinstance(copy, Hybrid):
             return copy.replace(config=copy.config.replace(list=tuple(part.config for part in copy.parts)))

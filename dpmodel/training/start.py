@@ -72,7 +72,7 @@ _ARRAYS = frozenset(("scale", "default_fparam"))
 """Options that models keep as arrays too (`given_of`), by which they are compared."""
 
 _OF_STATISTICS = frozenset(("set_davg_zero", "fix_stat_std"))
-"""Options that tell how statistics are taken, and nothing else."""
+"""Options that act on numbers through the statistics that are taken alone."""
 
 _CHOSEN_ANEW = frozenset(("sel", "seed", "trainable", "precision"))
 """Options that may differ from those of the model whose weights are taken; `sel` is compared by itself."""
